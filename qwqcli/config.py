@@ -1,0 +1,186 @@
+"""Settings and paths. A setting comes from a flag, else `QWQ_<NAME>`, else the YAML file, else here.
+
+Nothing is read or created at import; a missing file is an empty one. Folders are the system's own
+(platformdirs) and can each be moved with QWQ_CONFIG_DIR, QWQ_CACHE_DIR and QWQ_DATA_DIR.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from qwqcli.errors import UsageError
+from qwqcli.messages import Sampling
+
+Thinking = Literal["show", "fold", "hide"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a person can set, with its default."""
+
+    model: str = "tiny"
+    thinking: Thinking = "fold"
+    system: str = ""
+    ctx: int | None = None  # None: as much as is sensible for the model
+    threads: int | None = None  # None: the physical cores
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    rpc: str | None = None  # HOST:PORT of a llama.cpp RPC server to use as one more device
+    gpu_layers: int | None = None  # None: as many as fit
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            self.temperature, self.top_p, self.top_k, self.min_p, self.seed, self.max_tokens
+        )
+
+
+# setting -> (lowest, highest); what is outside is a slip, not a wish
+RANGES: dict[str, tuple[float, float]] = {
+    "ctx": (256, 1 << 20),
+    "threads": (1, 1024),
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 1_000_000),
+    "min_p": (0.0, 1.0),
+    "seed": (0, 2**32 - 2),
+    "max_tokens": (1, 1 << 20),
+    "gpu_layers": (0, 10_000),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where qwq keeps things; nothing here need exist."""
+
+    config: Path
+    cache: Path
+    data: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.config / "config.yaml"
+
+    @property
+    def input_history(self) -> Path:
+        return self.data / "input_history"
+
+
+def paths(environ: Mapping[str, str]) -> Paths:
+    """The folders of this person on this system."""
+    import platformdirs
+
+    def folder(name: str, default: str) -> Path:
+        return Path(environ.get(name) or default).expanduser()
+
+    return Paths(
+        config=folder("QWQ_CONFIG_DIR", platformdirs.user_config_dir("qwq", appauthor=False)),
+        cache=folder("QWQ_CACHE_DIR", platformdirs.user_cache_dir("qwq", appauthor=False)),
+        data=folder("QWQ_DATA_DIR", platformdirs.user_data_dir("qwq", appauthor=False)),
+    )
+
+
+def load(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> Settings:
+    """Merge the three sources over the defaults; a flag that is None was not given."""
+    path = paths(environ).settings_file
+    settings = apply(Settings(), read_file(path), str(path))
+    settings = apply(settings, from_environ(environ), "the environment")
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    return apply(settings, given, "the command line")
+
+
+def apply(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
+    """`settings` with `values` over them. Raises UsageError for an unknown name or bad value."""
+    checked = {name: convert(name, value, source) for name, value in values.items()}
+    return replace(settings, **checked)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; none if there is no file."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The settings file {path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UsageError(
+            f"The settings file {path} is not valid YAML: {where}.", f"Mend or remove {path}"
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"The settings file {path} must hold lines like `thinking: fold`.")
+    return {str(key): value for key, value in content.items()}
+
+
+def from_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Settings given as QWQ_<NAME>; an empty variable counts as not given."""
+    names = [field.name for field in fields(Settings)]
+    return {name: value for name in names if (value := environ.get(f"QWQ_{name.upper()}"))}
+
+
+def convert(name: str, value: Any, source: str) -> Any:
+    """`value` as the type of the setting `name`, in its range. Raises UsageError."""
+    hints = get_type_hints(Settings)
+    if name not in hints:
+        raise UsageError(f"{source} sets '{name}', which is not a setting.", nearest(name, hints))
+    wanted = hints[name]
+    if value is None and type(None) in get_args(wanted):
+        return None
+    if get_origin(wanted) is Literal:
+        return _choice(name, value, get_args(wanted), source)
+    kind = next(t for t in (get_args(wanted) or (wanted,)) if t is not type(None))
+    return _in_range(name, _number_or_text(name, value, kind, source), source)
+
+
+def nearest(name: str, known: Any) -> str:
+    """A hint that names what was probably meant."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean '{close[0]}'?" if close else f"Known are: {', '.join(sorted(known))}"
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...], source: str) -> str:
+    # YAML reads a bare `off` as False, so say what was seen, not what was typed
+    if value in choices:
+        return str(value)
+    raise UsageError(
+        f"{source} sets {name} to {value!r}.", f"Use {name} with one of: {', '.join(choices)}"
+    )
+
+
+def _number_or_text(name: str, value: Any, kind: type, source: str) -> Any:
+    if kind is str:
+        return str(value)
+    if isinstance(value, bool):
+        raise UsageError(f"{source} sets {name} to {value!r}, which is not a number.")
+    try:
+        number = kind(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{source} sets {name} to {value!r}, which is not a number.") from error
+    if isinstance(value, float) and kind is int and number != value:
+        raise UsageError(f"{source} sets {name} to {value!r}, which is not a whole number.")
+    return number
+
+
+def _in_range(name: str, value: Any, source: str) -> Any:
+    if name not in RANGES:
+        return value
+    low, high = RANGES[name]
+    if not low <= value <= high:  # also false for NaN
+        raise UsageError(
+            f"{source} sets {name} to {value}, outside {low:g} to {high:g}.",
+            f"Choose {name} between {low:g} and {high:g}",
+        )
+    return value

@@ -1,0 +1,131 @@
+"""The values that flow between the engine and whoever draws, stores or times a reply.
+
+All of them are small, frozen and free of behaviour beyond arithmetic on their own fields.
+A reply is an iterator of events: Loading*, Prompting*, Reasoning*, Answer*, one Done at the end,
+with a Notice wherever something had to be said. `Done` always comes, also after a cancel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Role = Literal["system", "user", "assistant"]
+
+# end: the model ended its turn · length: --max-tokens · context: the window is full ·
+# interrupted: the person stopped it · died: the engine's process died in mid-reply
+Stop = Literal["end", "length", "context", "interrupted", "died"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `reasoning` is kept for the person, never sent back."""
+
+    role: Role
+    content: str
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. The defaults are QwQ's official ones.
+
+    Source: the model card of Qwen/QwQ-32B (temperature 0.6, top_p 0.95, top_k 20-40, min_p 0,
+    no repetition penalty). `seed=None` draws a new seed for every reply.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature <= 0 or self.top_k == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a reply cost. Times are seconds since the request reached the engine.
+
+    `reasoning_tokens` counts the thought with its closing tag, `answer_tokens` what follows, the
+    end-of-turn token excluded. `prompt_s` is spent on prompt processing, `generation_s` from the
+    first token to the last.
+    """
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    reasoning_tokens: int = 0
+    answer_tokens: int = 0
+    time_to_first_token_s: float | None = None
+    time_to_answer_s: float | None = None
+    prompt_s: float = 0.0
+    generation_s: float = 0.0
+    seed: int | None = None
+
+    @property
+    def generated_tokens(self) -> int:
+        return self.reasoning_tokens + self.answer_tokens
+
+    @property
+    def prompt_tps(self) -> float | None:
+        """Tokens per second of prompt processing; reused tokens are not processed."""
+        processed = self.prompt_tokens - self.reused_tokens
+        return processed / self.prompt_s if self.prompt_s > 0 and processed > 0 else None
+
+    @property
+    def generation_tps(self) -> float | None:
+        """Tokens per second after the first token, which belongs to prompt processing."""
+        following = self.generated_tokens - 1
+        return following / self.generation_s if self.generation_s > 0 and following > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The model is being loaded; `fraction` goes from 0 to 1."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """Prompt processing: `done` of `total` tokens are in the KV cache."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of the thought; `tokens` is the number of tokens of thought so far."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A piece of the answer; `tokens` is the number of tokens of answer so far."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One sentence that the person should see, such as a restart of the engine."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of a reply, however it ended."""
+
+    stop: Stop
+    stats: Stats
+
+
+Event: TypeAlias = Loading | Prompting | Reasoning | Answer | Notice | Done
