@@ -28,13 +28,13 @@ Scalar: TypeAlias = int | float | bool | str
 Numbers: TypeAlias = tuple[int | float | bool, ...]
 
 CHUNK = 256 * 1024  # bytes read at once: a lie about a length can make us allocate this much
-MAX_HEADER_BYTES = 128 << 20  # QwQ-32B has 6 MB, the largest vocabularies about 16 MB
+MAX_HEADER_BYTES = 128 << 20  # QwQ-32B has 6 MB; 128 MB of empty strings take 1.7 s
 MAX_KEYS = 1024  # real files have 20 to 80
 MAX_KEY_BYTES = 1024  # real keys stay under 80
 MAX_SHORT_TEXT = 4096  # a longer text, such as a licence, is of no use in `metadata`: passed over
-MAX_TEMPLATE_BYTES = 1 << 20  # the longest chat templates have about 20 KB
-MAX_ARRAY_ITEMS = 1 << 22  # the longest are merges, about half a million; 4 million take 0.4 s
-MAX_TENSORS = 1 << 16  # QwQ-32B has 771; unmerged experts reached 45,000
+MAX_TEMPLATE_BYTES = 1 << 20  # QwQ's template has about 3 KB
+MAX_ARRAY_ITEMS = 1 << 22  # QwQ-32B has 152,064; 4 million strings take 0.4 s
+MAX_TENSORS = 1 << 16  # QwQ-32B has 771; 61 layers of 256 separate experts would be 47,000
 MAX_TENSOR_NAME = 63  # GGML_MAX_NAME of llama.cpp is 64 with its final zero
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS; also the longest array that is kept
