@@ -214,6 +214,11 @@ class Screen:
         self.out = Output(out, environ, size)
         self.err = Output(err, environ, size)
         self.clock = clock
+        self._plain = (out, err, {**environ, "TERM": "dumb"}, clock, size)
+
+    def plain(self) -> Screen:
+        """The same streams without colour and without moving the cursor."""
+        return Screen(*self._plain)
 
 
 class Throttle:

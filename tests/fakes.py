@@ -1,0 +1,129 @@
+"""A small engine that says what a script tells it, for tests and for looking at the terminal.
+
+`python -m tests.fakes` chats with it on the terminal it is started in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qwqcli.engine import Cancel, EngineInfo, never
+from qwqcli.errors import EngineError, QwqError
+from qwqcli.messages import (
+    Answer,
+    Done,
+    Event,
+    Loading,
+    Message,
+    Prompting,
+    Reasoning,
+    Sampling,
+    Stats,
+)
+
+# a reply: its events, or (reasoning, answer), or an error to raise
+Script = Sequence[Event] | tuple[str, str] | QwqError
+
+
+@dataclass
+class ScriptedEngine:
+    """Obeys the Engine protocol; remembers the messages and the sampling that it was sent."""
+
+    replies: Sequence[Script] = (("", "Hello."),)
+    delay_s: float = 0.0  # before each event
+    load_s: float = 0.0  # the first reply begins with this much loading
+    sent: list[list[Message]] = field(default_factory=list)
+    sampling: list[Sampling] = field(default_factory=list)
+    closed: int = 0
+
+    def info(self) -> EngineInfo:
+        return EngineInfo("scripted", 4096, 4096, 1, 1, 1, True, self.load_s, "nowhere")
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return sum(len(message.content.split()) for message in messages)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        cancel: Cancel = never,
+        *,
+        thinking: bool = True,
+    ) -> Iterator[Event]:
+        """The next script; the last one is repeated for ever."""
+        if self.closed:
+            raise EngineError("The engine is closed.")
+        script = self.replies[min(len(self.sent), len(self.replies) - 1)]
+        self.sent.append(list(messages))
+        self.sampling.append(sampling)
+        if isinstance(script, QwqError):
+            raise script
+        yield from self._play([*self._loading(), *events(script)], cancel)
+
+    def _loading(self) -> list[Event]:
+        load_s, self.load_s = self.load_s, 0.0
+        steps = int(load_s / 0.05)
+        return [Loading(step / steps) for step in range(steps)]
+
+    def _play(self, script: list[Event], cancel: Cancel) -> Iterator[Event]:
+        stats = Stats()
+        for event in script:
+            time.sleep(0.05 if isinstance(event, Loading) else self.delay_s)
+            if cancel():
+                yield Done("interrupted", stats)
+                return
+            if isinstance(event, Reasoning):
+                stats = replace(stats, reasoning_tokens=event.tokens)
+            if isinstance(event, Answer):
+                stats = replace(stats, answer_tokens=event.tokens)
+            yield event
+
+
+def events(script: Sequence[Event] | tuple[str, str]) -> list[Event]:
+    """The events of a reply; (reasoning, answer) becomes a word a token and one Done."""
+    if not (isinstance(script, tuple) and isinstance(script[0], str)):
+        return [event for event in script if not isinstance(event, str)]
+    reasoning, answer = (words(str(text)) for text in script)
+    return [
+        Prompting(31, 31),
+        *(Reasoning(word, at) for at, word in enumerate(reasoning, 1)),
+        *(Answer(word, at) for at, word in enumerate(answer, 1)),
+        Done("end", Stats(31, 12, len(reasoning), len(answer), 0.21, 1.5, 0.1, 1.6, 7)),
+    ]
+
+
+def words(text: str) -> list[str]:
+    """Pieces that end after each blank; together they are the text."""
+    pieces = text.replace(" ", " \0").replace("\n", "\n\0").split("\0")
+    return [piece for piece in pieces if piece]
+
+
+def main() -> int:
+    """Chat with a script from the environment, for a person or a pseudo-terminal test."""
+    from qwqcli.config import Paths, Settings
+    from qwqcli.repl import run_chat
+
+    environ = os.environ
+    reply = (environ.get("FAKE_THOUGHT", ""), environ.get("FAKE_ANSWER", "Hello."))
+    home = Path(environ.get("FAKE_HOME", "/tmp/qwq-fake"))
+    engine = ScriptedEngine(
+        [reply], float(environ.get("FAKE_DELAY", "0.02")), float(environ.get("FAKE_LOAD", "0"))
+    )
+    settings = Settings(model=environ.get("FAKE_MODEL", "scripted"))
+    code = run_chat(lambda name: engine, settings, Paths(home, home, home))
+    if "FAKE_LOG" in environ:
+        log = "\n---\n".join(repr([message.content for message in sent]) for sent in engine.sent)
+        Path(environ["FAKE_LOG"]).write_text(log, encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
