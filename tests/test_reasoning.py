@@ -94,7 +94,7 @@ def cut(text: str, places: Iterable[int]) -> list[str]:
 
 @pytest.mark.parametrize(("why", "inside", "reply", "expected"), CASES, ids=[c[0] for c in CASES])
 def test_rules(why: str, inside: bool, reply: str, expected: list[tuple[str, str]]) -> None:
-    """Each rule holds for the reply as a whole, character by character, and cut at any two places."""
+    """Each rule holds for the whole reply, character by character, and cut at any two places."""
     assert split([reply], inside) == expected, why
     assert split(reply, inside) == expected, why
     for places in combinations(range(min(len(reply), 40) + 1), 2):
