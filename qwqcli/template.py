@@ -70,7 +70,6 @@ MAX_OPTION = 128  # length of attribute names, separators and date formats
 
 HINT = "Use another file of this model; its chat template is at fault"
 
-_THOUGHT = re.compile(r"<think>\s*\Z")
 _PLAIN_FORMAT = re.compile(r"(?:[^{}]|\{\w*\}|\{\{|\}\})*")
 _PLAIN_DATE = re.compile(r"(?:[^%]|%-?[A-Za-z%])*")
 _SPACES = [char for char in map(chr, range(0x3001)) if char.isspace()]
@@ -104,7 +103,7 @@ class ChatTemplate:
 
 def starts_in_thought(prompt: str) -> bool:
     """Whether the reply to `prompt` begins inside a thought."""
-    return _THOUGHT.search(prompt, max(0, len(prompt) - MAX_OPTION)) is not None
+    return prompt.rstrip().endswith("<think>")
 
 
 class _Refused(Exception):
