@@ -42,7 +42,13 @@ if TYPE_CHECKING:
     from markdown_it.rules_block import StateBlock
     from markdown_it.rules_inline import StateInline
     from markdown_it.tree import SyntaxTreeNode
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.console import (
+        Console,
+        ConsoleOptions,
+        OverflowMethod,
+        RenderableType,
+        RenderResult,
+    )
     from rich.text import Text
 
 Clock = Callable[[], float]
@@ -786,14 +792,16 @@ class MarkdownSplitter:
         self._lines.append(line)
         if self._fence is not None:
             return self._code_line(line)
-        # in the middle of prose no block can begin with a letter
-        if before and line.lstrip()[:1].isalpha():
-            return []
+        first = line.lstrip()[:1]
+        if before and (first.isalpha() or first == "|"):
+            return []  # goes on with prose or with a table, which saves reading it all again
         return self._settle()
 
     def _settle(self) -> list[Piece]:
-        """Cut off all blocks but the last; enter a fence if that is what the last one is."""
-        starts, fence = _block_starts("".join(self._lines))
+        """Cut off all blocks that are finished; enter a fence if that is what the last one is."""
+        starts, last = _block_starts("".join(self._lines))
+        if starts and not self._lines[-1].strip() and last not in _GO_ON:
+            starts.append((len(self._lines), False))
         pieces: list[Piece] = []
         if starts and starts[0][0] > 0:  # empty lines, which belong to no block
             starts.insert(0, (0, False))
@@ -804,7 +812,7 @@ class MarkdownSplitter:
             pieces.append(Block("".join(self._lines[begin:end]), joined))
         if starts:
             self._lines, self._joined = self._lines[cuts[-1] :], joins[-1]
-        if fence:
+        if last == "fence":
             self._enter_fence()
         return pieces
 
@@ -839,10 +847,14 @@ def _after(piece: Code) -> Code:
     return Code("", piece.language, context)
 
 
-def _block_starts(text: str) -> tuple[list[tuple[int, bool]], bool]:
+# the blocks that an empty line does not end
+_GO_ON = ("bullet_list_open", "ordered_list_open", "code_block", "fence")
+
+
+def _block_starts(text: str) -> tuple[list[tuple[int, bool]], str]:
     """The lines where blocks and items of lists begin, each with whether it is a further item.
 
-    Also says whether the last of them is a fence.
+    Also the type of the last block.
     """
     starts: list[tuple[int, bool]] = []
     last, first_item = "", False
@@ -857,7 +869,7 @@ def _block_starts(text: str) -> tuple[list[tuple[int, bool]], bool]:
         elif token.level == 1 and token.type == "list_item_open":
             starts.append((token.map[0], not first_item))
             first_item = False
-    return starts, last == "fence"
+    return starts, last
 
 
 @lru_cache(maxsize=1)
@@ -967,7 +979,7 @@ class Painter:
     def rows(self, piece: Piece, width: int, soft: bool) -> list[str]:
         """`soft` leaves long lines of code to the terminal, so that a copy of them is whole."""
         if isinstance(piece, Code):
-            drawn: RenderableType = self._code(piece)
+            drawn: RenderableType = self._code(piece, "ignore" if soft else "fold")
         else:
             from markdown_it.tree import SyntaxTreeNode
 
@@ -1037,7 +1049,7 @@ class Painter:
             table.add_row(*(self._inline(cell) for cell in row.children))
         return table
 
-    def _code(self, piece: Code) -> RenderableType:
+    def _code(self, piece: Code, overflow: OverflowMethod = "fold") -> RenderableType:
         """Code between its own fences, so that a copy of it is Markdown again."""
         from rich.console import Group
         from rich.text import Text
@@ -1045,9 +1057,14 @@ class Painter:
         lines = visible(piece.source.removesuffix("\n")).split("\n")
         opening = [lines.pop(0)] if piece.opens else []
         closing = [lines.pop()] if piece.closes else []
-        code = highlight(piece.context, lines, piece.language)
-        fences = [[Text(fence, style="dim") for fence in part] for part in (opening, closing)]
-        return Group(*fences[0], *code, *fences[1])
+        rows = [
+            *(Text(fence, style="dim") for fence in opening),
+            *highlight(piece.context, lines, piece.language),
+            *(Text(fence, style="dim") for fence in closing),
+        ]
+        for row in rows:
+            row.overflow, row.no_wrap = overflow, overflow == "ignore"
+        return Group(*rows)
 
     def _inline(self, node: SyntaxTreeNode, style: str = "") -> Text:
         from rich.text import Text
@@ -1083,13 +1100,10 @@ def highlight(context: str, lines: list[str], language: str) -> list[Text]:
 
     if not lines:
         return []
-    syntax = Syntax("", language or "text", theme="ansi_dark", word_wrap=True)
+    syntax = Syntax("", language or "text", theme="ansi_dark")
     known = context.count("\n")
     code = syntax.highlight(context + "\n".join(lines)).split("\n", allow_blank=True)
-    drawn = list(code[known : known + len(lines)])
-    for line in drawn:
-        line.overflow = "fold"
-    return drawn
+    return list(code[known : known + len(lines)])
 
 
 @dataclass(frozen=True, slots=True)

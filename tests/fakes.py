@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -85,6 +86,25 @@ class ScriptedEngine:
             if isinstance(event, Answer):
                 stats = replace(stats, answer_tokens=event.tokens)
             yield event
+
+
+class Tty(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@dataclass
+class Clock:
+    """A clock that goes on by `step` each time it is asked."""
+
+    now: float = 0.0
+    step: float = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
 
 
 def events(script: Sequence[Event] | tuple[str, str]) -> list[Event]:
