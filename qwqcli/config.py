@@ -1,4 +1,4 @@
-"""Settings and paths. A setting comes from a flag, else `QWQ_<NAME>`, else the YAML file, else here.
+"""Settings and paths. A setting is a flag, else `QWQ_<NAME>`, else in the YAML file, else here.
 
 Nothing is read or created at import; a missing file is an empty one. Folders are the system's own
 (platformdirs) and can each be moved with QWQ_CONFIG_DIR, QWQ_CACHE_DIR and QWQ_DATA_DIR.
@@ -146,9 +146,9 @@ def convert(name: str, value: Any, source: str) -> Any:
 
 
 def nearest(name: str, known: Any) -> str:
-    """A hint that names what was probably meant."""
+    """What was probably meant, else all that could be."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f"Did you mean '{close[0]}'?" if close else f"Known are: {', '.join(sorted(known))}"
+    return close[0] if close else f"one of {', '.join(sorted(known))}"
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...], source: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from qwqcli.messages import Event, Message, Sampling
 
+FlashAttn = Literal["auto", "on", "off"]
 Cancel = Callable[[], bool]  # asked between tokens and prompt batches; True stops the reply
 
 
@@ -34,6 +35,19 @@ class EngineInfo:
     load_s: float
     placement: str  # one line: where the layers went
     notices: tuple[str, ...] = ()  # such as: no chat template in the file, ChatML is used
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Which model to load and how; small enough to send to another process."""
+
+    path: str
+    n_ctx: int | None = None  # None: what the model was trained for, up to a default cap
+    threads: int = 1
+    flash_attn: FlashAttn = "off"
+    extra_bufts: bool = False  # weights repacked for this CPU; kills some builds (selfcheck.py)
+    gpu_layers: int = 0
+    rpc: str | None = None  # HOST:PORT of an RPC server whose devices are used as GPUs
 
 
 class Engine(Protocol):

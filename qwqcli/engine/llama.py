@@ -1,0 +1,317 @@
+"""The decode loop: a conversation in, thought and answer out, on a model in this process.
+
+Contract: `Engine` of qwqcli.engine. The KV cache always holds exactly the tokens in `_cached`; each
+call reuses the longest common prefix of those and the new prompt. Bytes come out of tokens, so
+text passes an incremental UTF-8 decoder, then the splitter, then leaves as events.
+Not here: what happens when native code dies (process.py), and which settings are safe
+(selfcheck.py).
+"""
+
+from __future__ import annotations
+
+import codecs
+import secrets
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qwqcli.engine import Cancel, EngineInfo, EngineSpec, never
+from qwqcli.engine.native import Context, LoadOptions, Model, Sampler, add_rpc_device, log
+from qwqcli.errors import BadFile, ContextFull
+from qwqcli.messages import (
+    Answer,
+    Done,
+    Event,
+    Message,
+    Prompting,
+    Reasoning,
+    Sampling,
+    Stats,
+    Stop,
+)
+from qwqcli.reasoning import Piece, Splitter
+from qwqcli.template import DEFAULT, ChatTemplate, starts_in_thought
+
+# Inserted into a control token's text where a message contains one: the prompt is tokenized in
+# the pieces between these marks, so what a person pastes stays text. A Unicode noncharacter, which
+# "may be used internally, but should never be interchanged" (The Unicode Standard, 23.7).
+_BREAK = "\ufdd0"
+
+
+class LlamaEngine:
+    """A loaded model that answers conversations in this process; see `Engine`."""
+
+    def __init__(
+        self, spec: EngineSpec, progress: Callable[[float], bool] = lambda done: True
+    ) -> None:
+        began = time.perf_counter()
+        if spec.rpc:
+            add_rpc_device(spec.rpc)
+        options = _load_options(spec)
+        self._model = Model(Path(spec.path), options, progress)
+        self._context = Context(self._model, replace(options, n_ctx=self._n_ctx(spec)))
+        self._cached: list[int] = []
+        notices = self._read_template()
+        self._info = EngineInfo(
+            name=self._model.metadata("general.name") or Path(spec.path).stem,
+            n_ctx=self._context.n_ctx,
+            n_ctx_train=self._model.n_ctx_train,
+            n_params=self._model.n_params,
+            size_bytes=self._model.size_bytes,
+            threads=spec.threads,
+            thinks=self._thinks(),
+            load_s=time.perf_counter() - began,
+            placement=_placement(log.text()),
+            notices=notices,
+        )
+
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return len(self._tokenize(self._render(messages, thinking=True)))
+
+    def abort(self) -> None:
+        """Wake a decode that is under way in another thread, so that `cancel` is asked again."""
+        self._context.abort()
+
+    def close(self) -> None:
+        self._context.close()
+        self._model.close()
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        cancel: Cancel = never,
+        *,
+        thinking: bool = True,
+    ) -> Iterator[Event]:
+        clock = _Clock()
+        rendered = self._render(messages, thinking)
+        prompt = self._tokenize(rendered)
+        self._check_room(len(prompt))
+        reused = self._reuse(prompt)
+        complete = yield from self._process(prompt, cancel)
+        clock.prompt_done()
+        reply = _Reply(Splitter(inside=starts_in_thought(rendered)), clock)
+        seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
+        stop: Stop = "interrupted"
+        if complete:
+            stop = yield from self._generate(reply, replace(sampling, seed=seed), cancel)
+        yield from reply.flush()
+        yield Done(stop, reply.stats(len(prompt), reused, seed))
+
+    def _generate(
+        self, reply: _Reply, sampling: Sampling, cancel: Cancel
+    ) -> Generator[Event, None, Stop]:
+        """Sample and decode until the turn ends; returns why it did."""
+        sampler = Sampler(sampling, sampling.seed or 0)
+        try:
+            while not cancel():
+                token = sampler.sample(self._context)
+                if self._model.ends(token):
+                    return "end"
+                yield from reply.token(self._model.piece(token))
+                if reply.tokens == sampling.max_tokens:
+                    return "length"
+                if len(self._cached) == self._context.n_ctx:
+                    return "context"
+                if not self._decode([token], cancel):
+                    break
+            return "interrupted"
+        finally:
+            sampler.close()
+
+    def _process(self, prompt: list[int], cancel: Cancel) -> Generator[Event, None, bool]:
+        """Bring the rest of `prompt` into the cache, a batch at a time; False if stopped."""
+        size = self._context.n_batch
+        for at in range(len(self._cached), len(prompt), size):
+            if cancel() or not self._decode(prompt[at : at + size], cancel):
+                return False
+            yield Prompting(len(self._cached), len(prompt))
+        return True
+
+    def _decode(self, tokens: list[int], cancel: Cancel) -> bool:
+        """Append `tokens` to the cache; False if the person stopped it meanwhile."""
+        while not self._context.decode(tokens):
+            self._context.cut(len(self._cached))  # an aborted batch may have left a part of itself
+            self._context.abort(False)
+            if cancel():
+                return False
+        self._cached += tokens
+        return True
+
+    def _reuse(self, prompt: list[int]) -> int:
+        """Cut the cache to what it shares with `prompt`; returns the number of tokens kept."""
+        # one token must be left to decode: its logits are where the reply starts
+        shared = min(_common_prefix(self._cached, prompt), len(prompt) - 1)
+        if shared < len(self._cached) and (self._model.forgets or not self._context.cut(shared)):
+            self._context.clear()
+            shared = 0
+        del self._cached[shared:]
+        return shared
+
+    def _check_room(self, length: int) -> None:
+        if length >= self._context.n_ctx:
+            raise ContextFull(
+                f"The conversation has {length:,} tokens and the context holds"
+                f" {self._context.n_ctx:,}.",
+                f"Shorten it, or start with --ctx {_round_up(length * 3 // 2, 1024)}",
+            )
+
+    def _render(self, messages: Sequence[Message], thinking: bool) -> str:
+        guarded = [replace(m, content=self._guard(m.content), reasoning="") for m in messages]
+        return self._template.render(guarded, thinking=thinking)
+
+    def _guard(self, content: str) -> str:
+        """Break control tokens in a person's text, so that they are read as text."""
+        # half of a surrogate pair is no text; a terminal can send one
+        content = content.encode("utf-8", "replace").decode().replace(_BREAK, "\ufffd")
+        for special in self._model.specials:
+            if special in content:
+                content = content.replace(special, special[0] + _BREAK + special[1:])
+        return content
+
+    def _tokenize(self, rendered: str) -> list[int]:
+        first, *others = rendered.split(_BREAK)
+        # most templates write BOS themselves; the tokenizer must not add a second one
+        bos = self._model.bos_text()
+        tokens = self._model.tokenize(first, start_of_text=not (bos and first.startswith(bos)))
+        for piece in others:
+            tokens += self._model.tokenize(piece, start_of_text=False)
+        return tokens
+
+    def _read_template(self) -> tuple[str, ...]:
+        source = self._model.chat_template()
+        self._template = ChatTemplate(
+            source or DEFAULT, bos=self._model.bos_text(), eos=self._model.eos_text()
+        )
+        if source:
+            return ()
+        return ("The file has no chat template; plain ChatML is used, which may not suit it.",)
+
+    def _thinks(self) -> bool:
+        """Whether a reply starts inside a thought, by the prompt that would really be sent."""
+        try:
+            return starts_in_thought(self._render([Message("user", "?")], thinking=True))
+        except BadFile:  # a template that refuses this is asked again with the real conversation
+            return False
+
+    def _n_ctx(self, spec: EngineSpec) -> int:
+        """The context asked for, else what the model was trained for up to the default cap."""
+        return spec.n_ctx or min(self._model.n_ctx_train, DEFAULT_CONTEXT)
+
+
+# Room to think on machines of every size: KV of 16,384 tokens at f16 is 4 GiB for QwQ-32B.
+DEFAULT_CONTEXT = 16_384
+
+
+class _Clock:
+    """The instants of a reply, in seconds since the request reached the engine."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.prompt_s = 0.0
+        self.first_token: float | None = None
+        self.first_answer: float | None = None
+        self.last_token = 0.0
+
+    def now(self) -> float:
+        return time.perf_counter() - self._start
+
+    def prompt_done(self) -> None:
+        self.prompt_s = self.now()
+
+    def token(self) -> None:
+        self.last_token = self.now()
+        if self.first_token is None:
+            self.first_token = self.last_token
+
+
+@dataclass
+class _Reply:
+    """Turns tokens of one reply into events, and counts them."""
+
+    splitter: Splitter
+    clock: _Clock
+    reasoning_tokens: int = 0
+    answer_tokens: int = 0
+    _utf8: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+
+    @property
+    def tokens(self) -> int:
+        return self.reasoning_tokens + self.answer_tokens
+
+    def token(self, piece: bytes) -> list[Event]:
+        """Events of one more token. Both tags count as thought, as does all between them."""
+        self.clock.token()
+        inside = self.splitter.inside
+        pieces = self.splitter.feed(self._utf8.decode(piece))
+        if inside or self.splitter.inside:
+            self.reasoning_tokens += 1
+        else:
+            self.answer_tokens += 1
+        return self._events(pieces)
+
+    def flush(self) -> list[Event]:
+        """Events of what was held back: half a character, or what might have been a tag."""
+        rest = self._utf8.decode(b"", final=True)
+        return self._events(self.splitter.feed(rest) + self.splitter.flush())
+
+    def _events(self, pieces: list[Piece]) -> list[Event]:
+        events: list[Event] = []
+        for piece in pieces:
+            if piece.kind == "reasoning":
+                events.append(Reasoning(piece.text, self.reasoning_tokens))
+            else:
+                if self.clock.first_answer is None:
+                    self.clock.first_answer = self.clock.now()
+                events.append(Answer(piece.text, self.answer_tokens))
+        return events
+
+    def stats(self, prompt_tokens: int, reused: int, seed: int) -> Stats:
+        clock = self.clock
+        return Stats(
+            prompt_tokens=prompt_tokens,
+            reused_tokens=reused,
+            reasoning_tokens=self.reasoning_tokens,
+            answer_tokens=self.answer_tokens,
+            time_to_first_token_s=clock.first_token,
+            time_to_answer_s=clock.first_answer,
+            prompt_s=clock.prompt_s,
+            generation_s=clock.last_token - clock.first_token if clock.first_token else 0.0,
+            seed=seed,
+        )
+
+
+def _load_options(spec: EngineSpec) -> LoadOptions:
+    return LoadOptions(
+        n_ctx=spec.n_ctx or 0,
+        threads=spec.threads,
+        flash_attn=spec.flash_attn,
+        extra_bufts=spec.extra_bufts,
+        gpu_layers=spec.gpu_layers,
+    )
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return index
+    return min(len(a), len(b))
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _placement(load_log: str) -> str:
+    """Where the layers went, from llama.cpp's own words."""
+    offloaded = load_log.partition("offloaded ")[2].partition(" layers to GPU")[0]
+    if not offloaded or offloaded.startswith("0/"):
+        return "all layers on the CPU"
+    return f"{offloaded.replace('/', ' of ')} layers on the GPU"

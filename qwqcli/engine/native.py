@@ -1,0 +1,342 @@
+"""The one door to llama.cpp: models, contexts and samplers as small objects over `llama.h` names.
+
+Uses llama-cpp-python's ctypes mirror, never its high-level `Llama` (which is quadratic in a long
+answer and cannot set what we need). Importing this module loads the native library: only the
+engine's child process and tests do. Nothing here knows about conversations or thoughts.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import llama_cpp as lib
+
+from qwqcli.engine import FlashAttn
+from qwqcli.errors import BadFile, EngineError, UsageError
+from qwqcli.messages import Sampling
+
+LOG_LINES = 400  # the end of llama.cpp's own log, kept for error messages and for the placement
+
+_DEBUG, _WARNING, _CONTINUED = 1, 3, 5  # ggml_log_level; a CONT continues the line before it
+_FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+
+
+class _Log:
+    """llama.cpp's log, captured: it must never reach the person's screen."""
+
+    def __init__(self) -> None:
+        self.lines: collections.deque[tuple[int, str]] = collections.deque(maxlen=LOG_LINES)
+        self._level = 0  # of the line that a CONT would continue
+        self._callback = lib.llama_log_callback(self._write)  # ctypes keeps no reference itself
+
+    def install(self) -> None:
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _write(self, level: int, text: bytes, _: Any) -> None:
+        if level != _CONTINUED:
+            self._level = level
+        if self._level > _DEBUG:  # llama.cpp's debug lines are thousands, one a graph node
+            self.lines.append((self._level, text.decode("utf-8", "replace")))
+
+    def text(self, lowest_level: int = 0) -> str:
+        return "".join(line for level, line in self.lines if level >= lowest_level)
+
+
+log = _Log()
+_started = False
+
+
+def start() -> None:
+    """Initialise the library once per process, with its log captured."""
+    global _started
+    if not _started:
+        log.install()
+        lib.llama_backend_init()
+        _started = True
+
+
+def quantize(source: Path, target: Path, ftype: int, threads: int) -> None:
+    """Write `source` in another quantization (enum llama_ftype), also from a quantized file."""
+    start()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype, params.nthread, params.allow_requantize = ftype, threads, True
+    if lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)):
+        raise EngineError(f"llama.cpp could not quantize {source.name}: {_last_error()}")
+
+
+def add_rpc_device(endpoint: str) -> None:
+    """Register the devices of a llama.cpp RPC server as devices of this process."""
+    start()
+    add_server = _ggml("ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
+    if add_server is None:
+        raise UsageError(
+            "This build of llama.cpp has no RPC backend.",
+            "CMAKE_ARGS=-DGGML_RPC=on pip install --force-reinstall --no-cache-dir"
+            " llama-cpp-python",
+        )
+    registry = add_server(endpoint.encode())
+    if not registry:
+        raise EngineError(
+            f"No RPC server answers at {endpoint}.", "Start the server, or leave out --rpc"
+        )
+    register = _ggml("ggml_backend_register", None, ctypes.c_void_p)
+    assert register is not None
+    register(registry)
+
+
+def _ggml(name: str, result: Any, *arguments: Any) -> Callable[..., Any] | None:
+    """A function of the ggml libraries that libllama itself is linked to; None if it has none.
+
+    Asked of libllama's handle, whose lookup follows its dependencies. Loading `libggml.so` by
+    path gives a second copy with a device registry of its own: wheels hold no symbolic links, so
+    it is another file than the `libggml.so.0` that libllama uses.
+    """
+    try:
+        function = getattr(lib.llama_cpp._lib, name)
+    except AttributeError:
+        return None
+    function.restype, function.argtypes = result, arguments
+    return cast(Callable[..., Any], function)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model: what llama.h calls model and context parameters, those we set."""
+
+    n_ctx: int
+    threads: int
+    n_batch: int = 512  # tokens a llama_decode call; small enough that a cancel is felt at once
+    flash_attn: FlashAttn = "auto"
+    extra_bufts: bool = True  # repacked weights (AMX among them); see selfcheck.py
+    gpu_layers: int = 0
+
+
+class Model:
+    """Weights and vocabulary. `progress` is told a fraction and may return False to give up."""
+
+    def __init__(self, path: Path, options: LoadOptions, progress: Callable[[float], bool]) -> None:
+        start()
+        log.lines.clear()
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = options.gpu_layers
+        params.use_extra_bufts = options.extra_bufts
+        params.progress_callback = lib.llama_progress_callback(lambda done, _: progress(done))
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise _load_error(path)
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.specials = self._special_tokens()
+
+    @property
+    def n_ctx_train(self) -> int:
+        return int(lib.llama_model_n_ctx_train(self._model))
+
+    @property
+    def n_params(self) -> int:
+        return int(lib.llama_model_n_params(self._model))
+
+    @property
+    def size_bytes(self) -> int:
+        return int(lib.llama_model_size(self._model))
+
+    @property
+    def forgets(self) -> bool:
+        """The cache cannot be cut back (recurrent state, or a sliding window that drops tokens)."""
+        return bool(
+            lib.llama_model_is_recurrent(self._model)
+            or lib.llama_model_is_hybrid(self._model)
+            or lib.llama_model_n_swa(self._model)
+        )
+
+    def metadata(self, key: str) -> str | None:
+        """The value of a GGUF key as text, None if the file lacks it."""
+        size = lib.llama_model_meta_val_str(self._model, key.encode(), None, 0)
+        if size < 0:
+            return None
+        buffer = ctypes.create_string_buffer(size + 1)
+        lib.llama_model_meta_val_str(self._model, key.encode(), buffer, size + 1)
+        return buffer.value.decode("utf-8", "replace")
+
+    def chat_template(self) -> str | None:
+        """The chat template in the file; None where there is none."""
+        template = lib.llama_model_chat_template(self._model, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    def tokenize(self, text: str, *, start_of_text: bool) -> list[int]:
+        """Tokens of `text`, control tokens recognised; BOS in front if the model wants one."""
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 2  # no token is shorter than a byte, and BOS and EOS may be added
+        tokens = (lib.llama_token * room)()
+        count = lib.llama_tokenize(self._vocab, data, len(data), tokens, room, start_of_text, True)
+        if count < 0:
+            raise EngineError(f"llama.cpp could not tokenize a text of {len(data)} bytes.")
+        return list(tokens[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that `token` stands for, which need not be whole characters."""
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def ends(self, token: int) -> bool:
+        """Whether `token` ends the turn."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def bos_text(self) -> str:
+        """The text of BOS where the model puts one in front, else an empty string."""
+        return self._token_text(lib.llama_vocab_bos(self._vocab)) if self.adds_bos else ""
+
+    def eos_text(self) -> str:
+        return self._token_text(lib.llama_vocab_eos(self._vocab))
+
+    @property
+    def adds_bos(self) -> bool:
+        return bool(lib.llama_vocab_get_add_bos(self._vocab))
+
+    def close(self) -> None:
+        if self._model:
+            lib.llama_model_free(self._model)
+            self._model = None
+
+    def _special_tokens(self) -> tuple[str, ...]:
+        """Texts that the tokenizer takes for one token wherever they stand (`<|im_end|>`, …)."""
+        special = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+        attribute, vocab = lib.llama_vocab_get_attr, self._vocab
+        count = lib.llama_vocab_n_tokens(vocab)
+        texts = (self._token_text(t) for t in range(count) if attribute(vocab, t) & special)
+        return tuple(sorted({text for text in texts if len(text) > 1}, key=len, reverse=True))
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return str(lib.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
+
+
+class Context:
+    """A KV cache of one sequence, and decoding into it."""
+
+    def __init__(self, model: Model, options: LoadOptions) -> None:
+        params = lib.llama_context_default_params()
+        params.n_ctx = options.n_ctx
+        params.n_batch = params.n_ubatch = options.n_batch
+        params.n_threads = params.n_threads_batch = options.threads
+        params.flash_attn_type = _FLASH_ATTN[options.flash_attn]
+        # Only the last position's logits are ever read. The default keeps room for n_batch of
+        # them in the compute buffer: 297 MiB with QwQ's vocabulary.
+        params.n_outputs_max = 1
+        params.no_perf = True
+        self._abort = ctypes.create_string_buffer(2)
+        self._strlen, params.abort_callback = _abort_callback()
+        params.abort_callback_data = ctypes.cast(self._abort, ctypes.c_void_p)
+        self._context = lib.llama_init_from_model(model._model, params)
+        if not self._context:
+            raise EngineError(
+                f"llama.cpp could not set up a context of {options.n_ctx:,} tokens:"
+                f" {_last_error()}",
+                f"Try --ctx {max(256, options.n_ctx // 2)}",
+            )
+        self._memory = lib.llama_get_memory(self._context)
+        self._tokens = (lib.llama_token * options.n_batch)()
+        self.n_batch = options.n_batch
+
+    @property
+    def n_ctx(self) -> int:
+        return int(lib.llama_n_ctx(self._context))
+
+    def abort(self, on: bool = True) -> None:
+        """Stop a decode that is under way in another thread; acts on the CPU backend only."""
+        self._abort[0] = b"\x01" if on else b"\x00"
+
+    def decode(self, tokens: Sequence[int]) -> bool:
+        """Append at most `n_batch` tokens; False if it was aborted and they are not in the cache.
+
+        Raises EngineError when llama.cpp fails.
+        """
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        code = lib.llama_decode(self._context, lib.llama_batch_get_one(self._tokens, count))
+        if code == 0:
+            return True
+        if code == 2:
+            return False
+        raise EngineError(f"llama.cpp failed to decode (code {code}): {_last_error()}")
+
+    def cut(self, length: int) -> bool:
+        """Forget everything after the first `length` tokens; False if the model cannot."""
+        return bool(lib.llama_memory_seq_rm(self._memory, 0, length, -1))
+
+    def clear(self) -> None:
+        lib.llama_memory_clear(self._memory, True)
+
+    def close(self) -> None:
+        if self._context:
+            lib.llama_free(self._context)
+            self._context = None
+
+
+class Sampler:
+    """Draws the next token: top_k, top_p, min_p, temperature, in the order that Qwen gives."""
+
+    def __init__(self, sampling: Sampling, seed: int) -> None:
+        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        for link in self._links(sampling, seed):
+            lib.llama_sampler_chain_add(self._chain, link)
+
+    def sample(self, context: Context) -> int:
+        """The next token, drawn from the logits of the last decoded position."""
+        return int(lib.llama_sampler_sample(self._chain, context._context, -1))
+
+    def close(self) -> None:
+        lib.llama_sampler_free(self._chain)
+
+    @staticmethod
+    def _links(sampling: Sampling, seed: int) -> Iterator[Any]:
+        if sampling.greedy:
+            yield lib.llama_sampler_init_greedy()
+            return
+        yield lib.llama_sampler_init_top_k(sampling.top_k)
+        yield lib.llama_sampler_init_top_p(sampling.top_p, 1)
+        yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
+        yield lib.llama_sampler_init_temp(sampling.temperature)
+        yield lib.llama_sampler_init_dist(seed)
+
+
+def _abort_callback() -> tuple[Any, Any]:
+    """A C function that says whether the first byte of its argument is set, without Python.
+
+    llama.cpp asks `bool callback(void *)` at every node of every graph; a Python callback would
+    take the interpreter lock each time. `strlen` has the same shape, and over a buffer of one byte
+    and a terminator it answers just that: 1 when the byte is set, 0 when not.
+    """
+    strlen = ctypes.CDLL(None if os.name == "posix" else "msvcrt").strlen
+    return strlen, ctypes.cast(strlen, lib.ggml_abort_callback)
+
+
+def _load_error(path: Path) -> Exception:
+    text = log.text(_WARNING)
+    unknown = text.partition("unknown model architecture: '")[2].partition("'")[0]
+    if unknown:
+        return BadFile(
+            f"{path.name} is a model of architecture '{unknown}', which this build of llama.cpp"
+            " does not know.",
+            "pip install --upgrade llama-cpp-python",
+        )
+    return EngineError(f"llama.cpp could not load {path.name}: {_last_error()}")
+
+
+def _last_error() -> str:
+    """The most telling line that llama.cpp logged, without its function name."""
+    lines = [line.strip() for line in log.text(_WARNING).splitlines() if line.strip()]
+    # the last lines only repeat that loading failed; the first error says why
+    telling = [line for line in lines if "error" in line.lower()] or lines[-1:] or ["no reason"]
+    return telling[0].partition(": ")[2] or telling[0]

@@ -1,0 +1,318 @@
+"""An `Engine` in a child process: native code may die there, the conversation stays here.
+
+The child is started at once and loads while the person types. When it dies, the reason is said in
+one sentence and it is started again, with safer settings where there are any; a reply that had
+said nothing yet is asked for again, one that had ends with what it said and `Done("died")`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qwqcli.config import Settings
+from qwqcli.engine import Cancel, EngineInfo, EngineSpec, never, wire
+from qwqcli.errors import EngineError
+from qwqcli.hardware import physical_cores
+from qwqcli.messages import (
+    Answer,
+    Done,
+    Event,
+    Message,
+    Notice,
+    Reasoning,
+    Sampling,
+    Stats,
+)
+
+ALL_LAYERS = 999  # more than any model has
+POLL_S = 0.05  # how often `cancel` is asked while the child is silent
+RESTARTS = 3  # of one request that keep dying before it is given up
+CLOSE_S = 2.0  # how long a child may take to leave before it is killed
+
+
+def open_engine(path: Path, settings: Settings, cache: Path) -> ProcessEngine:
+    """Start the engine for a model with a person's settings; returns at once, loading goes on."""
+    gpu_layers = settings.gpu_layers
+    if gpu_layers is None:
+        gpu_layers = ALL_LAYERS if settings.rpc else 0
+    spec = EngineSpec(
+        path=str(path),
+        n_ctx=settings.ctx,
+        threads=settings.threads or physical_cores(),
+        flash_attn="auto" if gpu_layers else "off",
+        extra_bufts=True,
+        gpu_layers=gpu_layers,
+        rpc=settings.rpc,
+    )
+    return ProcessEngine(spec, cache)
+
+
+class Died(Exception):
+    """The child is gone; the text says why, in one sentence."""
+
+
+class ProcessEngine:
+    """See `Engine`. Not for use from more than one thread."""
+
+    def __init__(self, spec: EngineSpec, cache: Path) -> None:
+        self._spec, self._cache = spec, cache
+        self._info: EngineInfo | None = None
+        self._last_id = 0
+        self._notices: list[str] = []  # to be said at the next chance
+        self._child = _Child(spec, cache)
+
+    def info(self) -> EngineInfo:
+        """Waits for the load. Raises the load's error."""
+        for event in self._loaded(never):
+            if isinstance(event, Notice):
+                self._notices.append(event.text)
+        assert self._info is not None
+        return self._info
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        self.info()
+        counted = self._child.request(wire.Count(tuple(messages)))
+        return int(counted.tokens)
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        cancel: Cancel = never,
+        *,
+        thinking: bool = True,
+    ) -> Iterator[Event]:
+        while self._notices:
+            yield Notice(self._notices.pop(0))
+        for _ in range(RESTARTS):
+            said = _Said()
+            try:
+                yield from self._loaded(cancel)
+                if self._info is None:  # cancelled while loading, which goes on
+                    yield Done("interrupted", Stats())
+                    return
+                yield from self._reply(messages, sampling, cancel, thinking, said)
+                return
+            except Died as death:
+                yield Notice(f"{death} {self._restart()}")
+                if said.anything:
+                    yield Done("died", said.stats())
+                    return
+        raise EngineError(
+            "The engine died again and again at the same place.", "Try another model or qwq doctor"
+        )
+
+    def close(self) -> None:
+        self._child.close()
+
+    def _reply(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        cancel: Cancel,
+        thinking: bool,
+        said: _Said,
+    ) -> Iterator[Event]:
+        self._last_id += 1
+        self._child.send(wire.Ask(self._last_id, tuple(messages), sampling, thinking))
+        try:
+            for event in self._child.events(cancel, self._last_id):
+                said.note(event)
+                yield event
+                if isinstance(event, Done):
+                    return
+        except GeneratorExit:  # the caller has heard enough; bring the child to rest
+            self._child.drain(self._last_id)
+            raise
+
+    def _loaded(self, cancel: Cancel) -> Iterator[Event]:
+        """Yield progress until the child is ready or `cancel` says stop; restart it if it dies."""
+        if self._info is not None:
+            return
+        for _ in range(RESTARTS):
+            try:
+                for value in self._child.events(cancel, None):
+                    if isinstance(value, wire.Ready):
+                        self._info = value.info
+                        for text in value.info.notices:
+                            yield Notice(text)
+                        return
+                    yield value
+                return
+            except Died as death:
+                yield Notice(f"{death} {self._restart()}")
+        raise EngineError(
+            f"The engine died {RESTARTS} times while loading {Path(self._spec.path).name}.",
+            "qwq ask --model tiny 'What is 47 + 86?'",
+        )
+
+    def _restart(self) -> str:
+        """Start a new child; returns the sentence that says how."""
+        self._child.close()
+        self._info = None
+        self._spec, how = safer(self._spec)
+        self._child = _Child(self._spec, self._cache)
+        return how
+
+
+def safer(spec: EngineSpec) -> tuple[EngineSpec, str]:
+    """The next safer settings after a death, and a sentence that names the change."""
+    if spec.rpc:
+        return replace(spec, rpc=None, gpu_layers=0), "It is started again without the RPC device."
+    if spec.gpu_layers:
+        return replace(spec, gpu_layers=0), "It is started again on the CPU."
+    if spec.extra_bufts:
+        return replace(spec, extra_bufts=False), "It is started again without repacked weights."
+    return spec, "It is started again."
+
+
+class _Said:
+    """What a reply has said so far, for its figures when the engine dies in the middle."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._first: float | None = None
+        self._answer: float | None = None
+        self._reasoning_tokens = self._answer_tokens = 0
+        self.anything = False
+
+    def note(self, event: Event) -> None:
+        now = time.perf_counter() - self._began
+        if isinstance(event, Reasoning | Answer):
+            self.anything = True
+            self._first = self._first or now
+        if isinstance(event, Reasoning):
+            self._reasoning_tokens = event.tokens
+        elif isinstance(event, Answer):
+            self._answer_tokens = event.tokens
+            self._answer = self._answer or now
+
+    def stats(self) -> Stats:
+        return Stats(
+            reasoning_tokens=self._reasoning_tokens,
+            answer_tokens=self._answer_tokens,
+            time_to_first_token_s=self._first,
+            time_to_answer_s=self._answer,
+        )
+
+
+class _Child:
+    """The process and the two pipes to it. Every way in or out raises `Died` once it is dead."""
+
+    def __init__(self, spec: EngineSpec, cache: Path) -> None:
+        # its stderr, off the person's screen
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "qwqcli.engine.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
+        )
+        self._values: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        with contextlib.suppress(Died):  # said when the first answer is waited for
+            self.send(wire.Load(spec, str(cache)))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, value: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(wire.encode(value))
+            self._process.stdin.flush()
+        except OSError as error:
+            raise Died(self._obituary()) from error
+
+    def request(self, value: Any) -> Any:
+        """Send, and wait for the one value that answers. Raises `Failed` as our error."""
+        self.send(value)
+        return next(self.events(never, None))
+
+    def events(self, cancel: Cancel, request: int | None) -> Iterator[Any]:
+        """What the child says, until the caller has enough; `cancel` is asked while waiting.
+
+        A cancelled request ends by itself; with `request=None` (a load) the iterator just ends.
+        """
+        cancelled = False
+        while True:
+            if not cancelled and cancel():
+                if request is None:
+                    return
+                self.send(wire.Cancel(request))
+                cancelled = True
+            try:
+                value = self._values.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if value is None:
+                self._values.put(None)  # dead for whoever asks next, too
+                raise Died(self._obituary())
+            if isinstance(value, wire.Failed):
+                raise value.error()
+            yield value
+
+    def drain(self, request: int) -> None:
+        """Cancel `request` and pass over what is left of its reply."""
+        with contextlib.suppress(Died):
+            self.send(wire.Cancel(request))
+            for value in self.events(never, request):
+                if isinstance(value, Done):
+                    return
+
+    def close(self) -> None:
+        """Let the child go: it leaves at once when its stdin ends."""
+        if self._process.stdin and not self._process.stdin.closed:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._errors.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if not line.endswith(b"\n"):
+                break  # died in the middle of a line
+            self._values.put(wire.decode(line))
+        self._values.put(None)
+
+    def _obituary(self) -> str:
+        """Why the process ended, in one sentence."""
+        code = self._process.wait()
+        if code == -9:  # SIGKILL, which Windows lacks
+            return "The engine was killed by the system, most likely for want of memory."
+        if code < 0:
+            return f"The engine crashed ({signal.Signals(-code).name}{self._last_words()})."
+        return f"The engine stopped with code {code}{self._last_words()}."
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read()[-4096:].decode("utf-8", "replace").split("\n")
+        lines = [line.strip() for line in lines if line.strip()]
+        return f": {lines[-1][:200]}" if lines else ""

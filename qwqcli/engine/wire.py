@@ -1,0 +1,130 @@
+"""What the engine's process and its parent say to each other: one JSON object a line.
+
+JSON and not pickle, because the child parses files from strangers in native code: whatever it
+sends, it can only build the values listed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from qwqcli import errors
+from qwqcli.engine import EngineInfo, EngineSpec
+from qwqcli.messages import (
+    Answer,
+    Done,
+    Loading,
+    Message,
+    Notice,
+    Prompting,
+    Reasoning,
+    Sampling,
+    Stats,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Parent: load this model. The first line that a child gets."""
+
+    spec: EngineSpec
+    cache: str  # folder for the self-check's verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Parent: stream the reply to these messages. `id`s grow by one."""
+
+    id: int
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    thinking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Parent: how many tokens is the rendered prompt of these messages?"""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Parent: stop the reply to the request `id`, if it is still being given."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Child: the model is loaded."""
+
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Child: the answer to `Count`."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Child: a request, or the load, ended in an error of ours."""
+
+    kind: str  # class name in qwqcli.errors
+    message: str
+    hint: str
+
+    @classmethod
+    def of(cls, error: errors.QwqError) -> Failed:
+        return cls(type(error).__name__, error.message, error.hint)
+
+    def error(self) -> errors.QwqError:
+        kind = getattr(errors, self.kind, None)
+        if not (isinstance(kind, type) and issubclass(kind, errors.QwqError)):
+            kind = errors.EngineError
+        return kind(self.message, self.hint)
+
+
+_TYPES: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (
+        *(Load, Ask, Count, Cancel, Ready, Counted, Failed, EngineInfo, EngineSpec),
+        *(Message, Sampling, Stats, Loading, Prompting, Reasoning, Answer, Notice, Done),
+    )
+}
+
+
+def encode(value: Any) -> bytes:
+    """`value`, a dataclass listed above, as one line."""
+    return json.dumps(_plain(value), separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Any:
+    """The value in `line`. Raises ValueError when it holds none."""
+    return _value(json.loads(line))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"": type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _value(plain: Any) -> Any:
+    if isinstance(plain, list):
+        return tuple(_value(item) for item in plain)
+    if isinstance(plain, dict):
+        name = plain.pop("", None)
+        if name not in _TYPES:
+            raise ValueError(f"not a value of this protocol: {name!r}")
+        return _TYPES[name](**{key: _value(item) for key, item in plain.items()})
+    return plain

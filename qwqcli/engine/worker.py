@@ -1,0 +1,106 @@
+"""The engine's child process: hosts a `LlamaEngine`, speaks `wire` over stdin and stdout.
+
+Run as `python -m qwqcli.engine.worker`. When stdin ends, the parent is gone and so is the worker,
+at once, even in the middle of a load. A reader thread takes requests in, so that a cancel is seen
+while native code runs.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from qwqcli.engine import selfcheck, wire
+from qwqcli.errors import QwqError
+from qwqcli.messages import Loading, Notice
+
+PROGRESS_S = 0.05  # no two loading messages closer than this
+
+
+class Worker:
+    """One model, one parent. `serve` returns when there is nothing left to do."""
+
+    def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
+        self._requests, self._replies = requests, replies
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._cancelled = 0  # the highest request id that the parent has cancelled
+        self._engine: Any = None
+        self._last_progress = 0.0
+
+    def serve(self) -> None:
+        threading.Thread(target=self._read, daemon=True).start()
+        load = self._queue.get()
+        try:
+            self._load(load)
+        except QwqError as error:
+            self._say(wire.Failed.of(error))
+            return
+        while True:
+            self._answer(self._queue.get())
+
+    def _load(self, load: wire.Load) -> None:
+        spec, notices = selfcheck.trusted(load.spec, Path(load.cache))
+        for text in notices:
+            self._say(Notice(text))
+        from qwqcli.engine.llama import LlamaEngine  # after the check: this loads the library
+
+        self._engine = LlamaEngine(spec, self._progress)
+        self._say(wire.Ready(self._engine.info()))
+
+    def _answer(self, request: Any) -> None:
+        try:
+            if isinstance(request, wire.Count):
+                self._say(wire.Counted(self._engine.count_tokens(request.messages)))
+            else:
+                self._stream(request)
+        except QwqError as error:
+            self._say(wire.Failed.of(error))
+
+    def _stream(self, ask: wire.Ask) -> None:
+        events = self._engine.stream(
+            ask.messages,
+            ask.sampling,
+            lambda: self._cancelled >= ask.id,
+            thinking=ask.thinking,
+        )
+        for event in events:
+            self._say(event)
+
+    def _read(self) -> None:
+        for line in self._requests:
+            request = wire.decode(line)
+            if isinstance(request, wire.Cancel):
+                self._cancelled = max(self._cancelled, request.id)
+                if self._engine:
+                    self._engine.abort()
+            else:
+                self._queue.put(request)
+        os._exit(0)  # the parent has closed us, or has died; native code may be anywhere
+
+    def _progress(self, done: float) -> bool:
+        now = time.monotonic()
+        if now - self._last_progress >= PROGRESS_S:
+            self._last_progress = now
+            self._say(Loading(done))
+        return True
+
+    def _say(self, value: Any) -> None:
+        self._replies.write(wire.encode(value))
+        self._replies.flush()
+
+
+def main() -> None:
+    """Keep stdout for the protocol: what native code prints goes to stderr."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    Worker(sys.stdin.buffer, replies).serve()
+
+
+if __name__ == "__main__":
+    main()

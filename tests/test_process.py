@@ -1,0 +1,263 @@
+"""The engine in its own process: the same contract, and what happens when it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qwqcli.engine import Engine, EngineSpec, wire
+from qwqcli.engine.llama import LlamaEngine
+from qwqcli.engine.process import ProcessEngine, safer
+from qwqcli.errors import BadFile, ContextFull, EngineError
+from qwqcli.messages import (
+    Answer,
+    Done,
+    Event,
+    Loading,
+    Message,
+    Notice,
+    Prompting,
+    Reasoning,
+    Sampling,
+    Stats,
+)
+
+GREEDY = Sampling(temperature=0, max_tokens=200)
+SUM = [Message("user", "What is 47 + 86?")]
+
+
+@pytest.fixture
+def engine(tiny_spec: EngineSpec, cache: Path) -> Iterator[ProcessEngine]:
+    engine = ProcessEngine(tiny_spec, cache)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["in this process", "in a child"])
+def either(request: pytest.FixtureRequest, tiny_spec: EngineSpec, cache: Path) -> Iterator[Engine]:
+    engine: Engine
+    engine = LlamaEngine(tiny_spec) if "this" in request.param else ProcessEngine(tiny_spec, cache)
+    yield engine
+    engine.close()
+
+
+def text(events: list[Event]) -> str:
+    return "".join(e.text for e in events if isinstance(e, Reasoning | Answer))
+
+
+def notices(events: list[Event]) -> str:
+    return " ".join(e.text for e in events if isinstance(e, Notice))
+
+
+def stop(events: list[Event]) -> str:
+    last = events[-1]
+    assert isinstance(last, Done)
+    return last.stop
+
+
+def test_contract_of_a_reply(either: Engine) -> None:
+    """Both engines think, answer, end with one Done, and can be asked again."""
+    first, second = list(either.stream(SUM, GREEDY)), list(either.stream(SUM, GREEDY))
+    assert "133" in text(first)
+    assert text(first) == text(second)
+    assert [isinstance(e, Done) for e in first].count(True) == 1
+    assert stop(first) == "end"
+
+
+def test_contract_of_cancel(either: Engine) -> None:
+    """Cancelled at once, a reply ends as interrupted, and the next one is whole."""
+    either.info()
+    assert stop(list(either.stream(SUM, GREEDY, lambda: True))) == "interrupted"
+    assert stop(list(either.stream(SUM, GREEDY))) == "end"
+
+
+def test_contract_of_errors(either: Engine) -> None:
+    """A conversation that doesn't fit is an error in the caller's process, and no harm is done."""
+    with pytest.raises(ContextFull, match="holds 4,096"):
+        list(either.stream([Message("user", "word " * 9000)], GREEDY))
+    assert either.count_tokens(SUM) > 10
+    assert stop(list(either.stream(SUM, GREEDY))) == "end"
+
+
+def test_contract_of_a_caller_who_leaves(either: Engine) -> None:
+    """A reply that is dropped half-way doesn't disturb the next."""
+    for event in either.stream(SUM, GREEDY):
+        if isinstance(event, Reasoning):
+            break
+    assert "133" in text(list(either.stream(SUM, GREEDY)))
+
+
+def test_loading_is_told_and_does_not_block(smollm_spec: EngineSpec, cache: Path) -> None:
+    """The engine is there at once; who asks before it is loaded sees it load."""
+    began = time.perf_counter()
+    engine = ProcessEngine(smollm_spec, cache)
+    assert time.perf_counter() - began < 0.2
+    events = list(engine.stream(SUM, replace(GREEDY, max_tokens=3)))
+    assert isinstance(events[0], Loading)
+    assert stop(events) == "length"
+    engine.close()
+
+
+def test_cancel_while_loading(smollm_spec: EngineSpec, cache: Path) -> None:
+    """Stopped before the model is there, a reply ends at once and the load goes on."""
+    engine = ProcessEngine(smollm_spec, cache)
+    assert stop(list(engine.stream(SUM, GREEDY, lambda: True))) == "interrupted"
+    assert stop(list(engine.stream(SUM, replace(GREEDY, max_tokens=3)))) == "length"
+    engine.close()
+
+
+def test_killed_while_loading(tiny_spec: EngineSpec, cache: Path) -> None:
+    """A child killed while it loads is said and started again; the question is answered."""
+    engine = ProcessEngine(tiny_spec, cache)
+    os.kill(engine.pid, signal.SIGKILL)
+    events = list(engine.stream(SUM, GREEDY))
+    assert "killed by the system" in notices(events)
+    assert "133" in text(events)
+    engine.close()
+
+
+def test_killed_while_prompting(smollm_spec: EngineSpec, cache: Path) -> None:
+    """Killed within prompt processing, nothing was said yet: the question is asked again."""
+    engine = ProcessEngine(smollm_spec, cache)
+    long = [Message("user", "All work and no play. " * 300)]
+    events: list[Event] = []
+    for event in engine.stream(long, replace(GREEDY, max_tokens=3)):
+        if isinstance(event, Prompting) and not notices(events):
+            os.kill(engine.pid, signal.SIGKILL)
+        events.append(event)
+    assert "killed" in notices(events)
+    assert stop(events) == "length"
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", [Reasoning, Answer])
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])
+def test_killed_in_mid_reply(engine: ProcessEngine, kind: type[Event], death: int) -> None:
+    """Killed while thinking or answering, what was said is kept and the talk goes on."""
+    events: list[Event] = []
+    for event in engine.stream(SUM, GREEDY):
+        if isinstance(event, kind) and not notices(events):
+            os.kill(engine.pid, death)
+            time.sleep(0.05)
+        events.append(event)
+    assert stop(events) == "died"
+    assert text(events)
+    assert "The engine" in notices(events)
+    assert "133" in text(list(engine.stream(SUM, GREEDY)))
+
+
+def test_death_between_two_turns(engine: ProcessEngine) -> None:
+    """Killed while the person reads, the next question still gets its answer."""
+    list(engine.stream(SUM, GREEDY))
+    os.kill(engine.pid, signal.SIGKILL)
+    events = list(engine.stream(SUM, GREEDY))
+    assert "killed" in notices(events)
+    assert "133" in text(events)
+
+
+def test_bad_model_is_an_error_here(tmp_path: Path, cache: Path) -> None:
+    """A file that can't be loaded is our error in the parent, with no restart."""
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(b"GGUF" + b"\0" * 100)
+    engine = ProcessEngine(EngineSpec(str(path)), cache)
+    with pytest.raises((BadFile, EngineError), match=r"bad\.gguf"):
+        engine.info()
+    engine.close()
+
+
+def test_close_leaves_no_process(tiny_spec: EngineSpec, cache: Path) -> None:
+    """Closing ends the child, also in the middle of a load, and can be done twice."""
+    engine = ProcessEngine(tiny_spec, cache)
+    pid = engine.pid
+    engine.close()
+    engine.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_child_leaves_when_the_parent_is_killed(tiny_spec: EngineSpec, cache: Path) -> None:
+    """No engine outlives a parent that was killed without a chance to say goodbye."""
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from qwqcli.engine import EngineSpec\n"
+        "from qwqcli.engine.process import ProcessEngine\n"
+        "engine = ProcessEngine(EngineSpec(sys.argv[1]), Path(sys.argv[2]))\n"
+        "engine.info()\n"
+        "print(engine.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, tiny_spec.path, str(cache)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    assert _gone(child)
+
+
+def _gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        if Path(f"/proc/{pid}/stat").exists():
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state == "Z":  # dead, waiting for an init that may not reap
+                return True
+        time.sleep(0.05)
+    return False
+
+
+def test_safer_settings_give_up_the_riskiest_first() -> None:
+    """RPC goes first, then the GPU, then repacked weights; the safest spec is kept as it is."""
+    spec = EngineSpec("m.gguf", extra_bufts=True, gpu_layers=9, rpc="127.0.0.1:1")
+    no_rpc, _ = safer(spec)
+    assert (no_rpc.rpc, no_rpc.gpu_layers, no_rpc.extra_bufts) == (None, 0, True)
+    cpu, _ = safer(replace(spec, rpc=None))
+    assert (cpu.gpu_layers, cpu.extra_bufts) == (0, True)
+    plain, _ = safer(no_rpc)
+    assert not plain.extra_bufts
+    assert safer(plain)[0] == plain
+
+
+VALUES = [
+    wire.Load(EngineSpec("a b.gguf", n_ctx=None), "/tmp/c"),
+    wire.Ask(3, (Message("user", "你好 \ud800 \0 \u2028"),), Sampling(seed=1), True),
+    wire.Count(()),
+    wire.Cancel(7),
+    Reasoning('"\n', 4),
+    Done("end", Stats(prompt_tokens=3)),
+    wire.Failed("ContextFull", "m", "h"),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda v: type(v).__name__)
+def test_wire_round_trip(value: object) -> None:
+    """Every value of the protocol survives the pipe, on one line."""
+    line = wire.encode(value)
+    assert line.count(b"\n") == 1
+    assert wire.decode(line) == value
+
+
+def test_wire_builds_nothing_else() -> None:
+    """A line that names anything but a value of the protocol is refused."""
+    with pytest.raises(ValueError, match="not a value"):
+        wire.decode(b'{"": "Path", "x": "/"}')
+    error = wire.Failed("SystemExit", "m", "h").error()
+    assert type(error) is EngineError
+
+
+def test_errors_keep_their_kind() -> None:
+    """An error of ours crosses the pipe as itself, with message and hint."""
+    error = wire.Failed.of(ContextFull("full", "do this")).error()
+    assert type(error) is ContextFull
+    assert (error.message, error.hint) == ("full", "do this")
