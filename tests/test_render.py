@@ -280,7 +280,7 @@ def test_a_resized_window_is_noticed() -> None:
         width = 30
         tty.truncate(0)
         yield from (Reasoning("thought ", n) for n in range(10, 15))
-        yield END
+        yield from (Answer("4", 1), END)
 
     draw_reply(reply(), AskView(screen))
     rows = re.findall(r"\x1b\[2m(.*?)\x1b\[22m", tty.getvalue())
