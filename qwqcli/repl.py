@@ -460,6 +460,18 @@ class TerminalPrompt:
     def _newline(self, event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    def _complete(self, event: KeyPressEvent) -> None:
+        """Add what all offers have in common; once that is there, go through them."""
+        buffer = event.current_buffer
+        text = buffer.document.text_before_cursor
+        words = [word for word, _ in completions(text)]
+        common = os.path.commonprefix(words)  # noqa: RUF071  words, not paths
+        missing = common[len(text.rpartition(" ")[2]) :]
+        if missing:
+            buffer.insert_text(missing)
+        elif buffer.complete_state:
+            buffer.complete_next()
+
     def _remember(self, line: str) -> str:
         """Keep what stands in the line in the history; return it with its pastes."""
         # a byte that is no UTF-8 arrives as half a surrogate pair, which nothing can encode
@@ -477,6 +489,7 @@ class TerminalPrompt:
 
         bindings = KeyBindings()
         bindings.add("enter")(self._submit)
+        bindings.add("tab")(self._complete)
         bindings.add("c-c")(self._interrupt)
         bindings.add("<sigint>")(self._interrupt)
         bindings.add(Keys.BracketedPaste)(self._paste)

@@ -1,0 +1,310 @@
+"""A person at a terminal: keys go in through a pseudo-terminal, and what counts is the screen."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pyte
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CTRL_C, CTRL_D = "\x03", "\x04"
+PASTE = "\x1b[200~{}\x1b[201~"
+
+
+class Emulator(pyte.HistoryScreen):
+    """A screen that answers the questions that programs ask a terminal."""
+
+    def __init__(self, columns: int, answer: Callable[[str], object]) -> None:
+        super().__init__(columns, 24, history=1000)
+        self._answer = answer
+
+    def write_process_input(self, data: str) -> None:
+        self._answer(data)
+
+
+class Terminal:
+    """A chat with a scripted engine in a pseudo-terminal of its own."""
+
+    def __init__(self, home: Path, columns: int, environ: dict[str, str]) -> None:
+        self.log = home / "sent"
+        environ = {
+            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE")},
+            "TERM": "xterm-256color",
+            "LANG": "C.UTF-8",
+            "PYTHONUTF8": "1",
+            "FAKE_HOME": str(home),
+            "FAKE_LOG": str(self.log),
+            "FAKE_DELAY": "0.01",
+            **environ,
+        }
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-m", "tests.fakes"],
+            cwd=str(ROOT),
+            env=environ,  # type: ignore[arg-type]
+            dimensions=(24, columns),
+        )
+        self.child.delaybeforesend = None
+        self.emulator = Emulator(columns, self.child.send)
+        self._stream = pyte.ByteStream(self.emulator)
+        self.raw = b""
+
+    def keys(self, text: str) -> None:
+        self.child.send(text)
+
+    @property
+    def rows(self) -> list[str]:
+        """What stands on the screen, without the empty rows below."""
+        return "\n".join(row.rstrip() for row in self.emulator.display).rstrip("\n").split("\n")
+
+    def see(self, seen: Callable[[list[str]], bool] | str, timeout: float = 10) -> list[str]:
+        """Wait until the screen is as expected."""
+        expected = (lambda rows: seen in "\n".join(rows)) if isinstance(seen, str) else seen
+        end = time.monotonic() + timeout
+        while not expected(self.rows):
+            assert time.monotonic() < end, f"never seen: {seen}\n" + "\n".join(self.rows)
+            self._read()
+        return self.rows
+
+    def prompt(self) -> list[str]:
+        """Wait for an empty prompt."""
+        return self.see(lambda rows: rows[-1] == ">")
+
+    def ask(self, question: str) -> list[str]:
+        """Submit a question and wait for the prompt after the reply."""
+        self.keys(question + "\r")
+        return self.see(lambda rows: rows[-1] == ">" and f"> {question}" in rows)
+
+    def left(self) -> int:
+        """Wait until the chat has ended; its exit code."""
+        while self._read():
+            pass
+        self.child.close()
+        assert self.child.exitstatus is not None
+        return self.child.exitstatus
+
+    def _read(self) -> bool:
+        try:
+            data = self.child.read_nonblocking(65536, timeout=0.05)
+        except pexpect.TIMEOUT:
+            return True
+        except pexpect.EOF:
+            return False
+        self.raw += data
+        self._stream.feed(data)
+        return True
+
+
+Start = Callable[..., Terminal]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start chats; each is ended with its test."""
+    started: list[Terminal] = []
+
+    def start(columns: int = 80, **environ: str) -> Terminal:
+        started.append(Terminal(tmp_path, columns, environ))
+        return started[-1]
+
+    yield start
+    for terminal in started:
+        terminal.child.close(force=True)
+
+
+def test_a_conversation(start: Start) -> None:
+    """A thought folds to one line above its answer, and the next prompt is ready."""
+    terminal = start(FAKE_THOUGHT="I think. " * 10, FAKE_ANSWER="It is **4**.\n\n- one\n- two\n")
+    rows = terminal.prompt()
+    assert rows[0] == "qwq with scripted: /help lists the commands, Ctrl-D leaves."
+    terminal.keys("What is 2+2?\r")
+    terminal.see("Thinking")
+    rows = terminal.prompt()
+    assert rows[1] == "> What is 2+2?"
+    assert rows[2].startswith("Thought for 0.")
+    assert rows[2].endswith(" s · 20 tokens")
+    assert rows[3:] == ["It is 4.", "", "• one", "• two", "", ">"]
+    terminal.keys(CTRL_D)
+    assert terminal.left() == 0
+
+
+def test_the_prompt_takes_keys_while_the_model_loads(start: Start) -> None:
+    """A question can be typed and submitted at once; loading shows when it is waited for."""
+    terminal = start(FAKE_LOAD="1", FAKE_MODEL="tiny")
+    rows = terminal.prompt()
+    assert rows[1] == "tiny is the small built-in model; `qwq pull` brings the real QwQ-32B."
+    terminal.keys("Hi")
+    terminal.see(lambda rows: rows[-1] == "> Hi")
+    terminal.keys("\r")
+    terminal.see("Loading model")
+    assert terminal.prompt()[2:] == ["> Hi", "Hello.", "", ">"]
+
+
+def test_ctrl_c_stops_a_thought_and_an_answer_and_leaves(start: Start) -> None:
+    """Ctrl-C stops what runs and keeps what was said; twice at the prompt it leaves."""
+    terminal = start(FAKE_THOUGHT="hmm " * 40, FAKE_ANSWER="word " * 500, FAKE_DELAY="0.02")
+    terminal.prompt()
+    terminal.keys("one\r")
+    terminal.see("Thinking")
+    terminal.keys(CTRL_C + CTRL_C)
+    rows = terminal.see("[stopped while thinking]")
+    assert "Thought for" in rows[2]
+    terminal.prompt()
+    terminal.keys("two\r")
+    terminal.see("word word")
+    terminal.keys(CTRL_C)
+    terminal.see("[stopped]\n\n>")
+    terminal.keys("three\r")
+    terminal.see(lambda rows: rows[-1].endswith("word"))
+    terminal.keys(CTRL_C)
+    terminal.prompt()
+    terminal.keys(CTRL_C)
+    terminal.see("[Ctrl-C once more, or Ctrl-D, leaves]\n>")
+    terminal.keys(CTRL_C)
+    assert terminal.left() == 0
+    sent = terminal.log.read_text().split("\n---\n")
+    assert sent[1] == "['two']"
+    assert sent[2].startswith("['two', 'word word")
+
+
+def test_what_is_typed_during_a_reply_waits(start: Start) -> None:
+    """Keys typed during a reply are not echoed into it; they stand in the next prompt."""
+    terminal = start(FAKE_ANSWER="word " * 30, FAKE_DELAY="0.03")
+    terminal.prompt()
+    terminal.keys("one\r")
+    terminal.see("word")
+    terminal.keys("next" + PASTE.format("a\rb"))
+    rows = terminal.see(lambda rows: rows[-2:] == ["> nexta", "  b"])
+    assert rows[2] == ("word " * 30)[:79].strip()
+
+
+def test_a_paste_of_many_lines_is_one_prompt(start: Start) -> None:
+    """The lines of a paste stand in the prompt until Enter, and are one question."""
+    terminal = start()
+    terminal.prompt()
+    terminal.keys(PASTE.format("first\rsecond\rthird"))
+    assert terminal.see("third")[1:] == ["> first", "  second", "  third"]
+    terminal.keys("\r")
+    terminal.prompt()
+    terminal.keys(CTRL_D)
+    terminal.left()
+    assert terminal.log.read_text() == "['first\\nsecond\\nthird']"
+
+
+def test_history_is_kept_on_disk(start: Start, tmp_path: Path) -> None:
+    """What was submitted, and what Ctrl-C cleared, comes back in this chat and in the next."""
+    terminal = start()
+    terminal.prompt()
+    terminal.keys(PASTE.format("first\rsecond") + "\r")
+    terminal.see("Hello.\n\n>")
+    terminal.keys("gone")
+    terminal.see("> gone")
+    terminal.keys(CTRL_C)
+    terminal.see("Hello.\n\n>")
+    terminal.keys("\x1b[A")
+    terminal.see("> gone")
+    terminal.keys(CTRL_C + CTRL_D)
+    assert terminal.left() == 0
+    assert (tmp_path / "input_history").stat().st_mode & 0o077 == 0
+    terminal = start()
+    terminal.prompt()
+    terminal.keys("\x1b[A")
+    terminal.see("> gone")
+    terminal.keys("\x1b[A")
+    terminal.see("> first\n  second")
+
+
+def test_tab_completes_a_command(start: Start) -> None:
+    """A slash shows the commands, Tab completes one and the values of its argument."""
+    terminal = start()
+    terminal.prompt()
+    terminal.keys("/")
+    terminal.see("figures after each reply")
+    terminal.keys("thi\t")
+    terminal.see("> /think")
+    terminal.keys(" h\t\r")
+    terminal.see("Thinking: hide.\n>")
+
+
+def test_a_window_of_twenty_columns(start: Start) -> None:
+    """A narrow window gets short live rows and the whole answer."""
+    terminal = start(20, FAKE_THOUGHT="I think. " * 20, FAKE_ANSWER="one two three four five six")
+    terminal.see(lambda rows: rows[-1] == ">")
+    terminal.keys("Hi\r")
+    rows = terminal.see("Thinking")
+    assert rows[-1].lstrip("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏").startswith(" Thinking 0.")
+    rows = terminal.prompt()
+    assert rows[-4:] == ["one two three four", "five six", "", ">"]
+    assert rows[-6] == "> Hi"
+
+
+def test_a_window_that_shrinks(start: Start) -> None:
+    """After a resize the live rows fit into the new window, and what was said is there once."""
+    terminal = start(FAKE_THOUGHT="I think. " * 40, FAKE_ANSWER="one two three four five six")
+    terminal.prompt()
+    terminal.keys("Hi\r")
+    terminal.see("Thinking")
+    terminal.child.setwinsize(24, 30)
+    terminal.emulator.resize(24, 30)
+    rows = terminal.prompt()
+    assert rows[-4].startswith("Thought for")
+    assert rows[-3:] == ["one two three four five six", "", ">"]
+    assert "\n".join(rows).count("Thought for") == 1
+
+
+def test_chinese_and_emoji(start: Start) -> None:
+    """Wide characters are typed, thought and answered in their places."""
+    terminal = start(
+        40, FAKE_THOUGHT="思考中文 🎉 " * 30, FAKE_ANSWER="| 字 | b |\n|---|---|\n| 🎉 | c |"
+    )
+    terminal.prompt()
+    terminal.keys("你好 🎉\r")
+    rows = terminal.see("思考")
+    assert max(map(len, rows)) <= 40
+    rows = terminal.prompt()
+    assert rows[2].replace(" ", "") == ">你好🎉"
+    assert rows[-5:] == ["字  b", "─────", "🎉  c", "", ">"]
+    terminal.keys(CTRL_D)
+    terminal.left()
+    assert terminal.log.read_text() == "['你好 🎉']"
+
+
+def test_hostile_output_does_nothing(start: Start) -> None:
+    """A model cannot set the title, move the cursor or put keys into the prompt."""
+    terminal = start(
+        FAKE_THOUGHT="\x1b]0;owned\x07", FAKE_ANSWER="\x1b]2;owned\x07\x1b[6n\x1b[2J`ok`"
+    )
+    terminal.prompt()
+    rows = terminal.ask("Hi")
+    assert rows[3] == "␛]2;owned␇␛[6n␛[2Jok"
+    assert terminal.emulator.title == ""
+
+
+def test_a_dumb_terminal(start: Start) -> None:
+    """TERM=dumb chats in plain lines without a single escape sequence."""
+    terminal = start(TERM="dumb", FAKE_THOUGHT="hmm")
+    terminal.prompt()
+    terminal.keys("Hi\n")
+    terminal.see("Hello.\n>")
+    terminal.keys(CTRL_D)
+    assert terminal.left() == 0
+    assert b"\x1b" not in terminal.raw
+
+
+def test_no_color(start: Start) -> None:
+    """With NO_COLOR neither the prompt nor the answer has colours."""
+    terminal = start(NO_COLOR="1", FAKE_ANSWER="`a`\n```py\nx = 1\n```\n")
+    terminal.prompt()
+    terminal.keys("Hi\r")
+    terminal.prompt()
+    colours = {
+        (cell.fg, cell.bg) for row in terminal.emulator.buffer.values() for cell in row.values()
+    }
+    assert colours == {("default", "default")}
