@@ -270,7 +270,7 @@ def test_chinese_and_emoji(start: Start) -> None:
     assert max(map(len, rows)) <= 40
     rows = terminal.prompt()
     assert rows[2].replace(" ", "") == ">你好🎉"
-    assert rows[-5:] == ["字  b", "─────", "🎉  c", "", ">"]
+    assert rows[-5:] == ["字   b", "──────", "🎉   c", "", ">"]
     terminal.keys(CTRL_D)
     terminal.left()
     assert terminal.log.read_text() == "['你好 🎉']"
