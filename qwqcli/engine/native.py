@@ -311,6 +311,168 @@ class Sampler:
         yield lib.llama_sampler_init_dist(seed)
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device that this build can use, as ggml describes it."""
+
+    name: str  # such as CUDA0
+    description: str  # such as NVIDIA GeForce RTX 3090
+    backend: str  # the registry it comes from: CUDA, MTL, Vulkan, ROCm, RPC[...], CPU
+    kind: str  # one of DEVICE_KINDS
+    free_bytes: int
+    total_bytes: int
+
+
+DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")  # enum ggml_backend_dev_type
+
+
+def devices() -> list[DeviceInfo]:
+    """Every device of every backend in this build, the CPU among them."""
+    start()
+    count = _must("ggml_backend_dev_count", ctypes.c_size_t)
+    device = _must("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return [_device_info(device(index)) for index in range(count())]
+
+
+def _device_info(device: int) -> DeviceInfo:
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    size = ctypes.POINTER(ctypes.c_size_t)
+    memory = _must("ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
+    memory(device, ctypes.byref(free), ctypes.byref(total))
+    kind = _must("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(device)
+    registry = _must("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)(device)
+    return DeviceInfo(
+        name=_device_text("ggml_backend_dev_name", device),
+        description=_device_text("ggml_backend_dev_description", device),
+        backend=_device_text("ggml_backend_reg_name", registry),
+        kind=DEVICE_KINDS[kind] if 0 <= kind < len(DEVICE_KINDS) else "accel",
+        free_bytes=free.value,
+        total_bytes=total.value,
+    )
+
+
+def _device_text(function: str, pointer: int) -> str:
+    text = _must(function, ctypes.c_char_p, ctypes.c_void_p)(pointer) or b""
+    return str(text.decode("utf-8", "replace"))
+
+
+def _must(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A function that every build of ggml has."""
+    function = _ggml(name, result, *arguments)
+    if function is None:
+        raise EngineError(
+            f"This build of llama.cpp lacks {name}.", "pip install --upgrade llama-cpp-python"
+        )
+    return function
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a load puts what: the part of a plan that llama.cpp's parameters express."""
+
+    n_ctx: int
+    n_batch: int = 512
+    gpu_layers: int = 0
+    tensor_split: tuple[int, ...] = ()  # layers per device, in the order of the devices
+    cpu_ffn: tuple[int, ...] = ()  # layers whose feed-forward weights stay in RAM
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attn: FlashAttn = "off"
+
+
+_GGML_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type
+
+
+class _BufferOverride(ctypes.Structure):
+    """struct llama_model_tensor_buft_override"""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+def place_weights(params: Any, placement: Placement) -> list[Any]:
+    """Set what llama_model_params says of a placement; the result must outlive the load."""
+    params.n_gpu_layers = placement.gpu_layers
+    kept: list[Any] = []
+    if placement.tensor_split:
+        split = (ctypes.c_float * lib.LLAMA_MAX_DEVICES)(*placement.tensor_split)
+        params.tensor_split = split
+        kept.append(split)
+    if placement.cpu_ffn:
+        layers = "|".join(map(str, placement.cpu_ffn))
+        pattern = rf"^blk\.({layers})\.ffn_(up|gate|down)".encode()
+        cpu = _must("ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
+        overrides = (_BufferOverride * 2)(_BufferOverride(pattern, cpu))  # ends with a null
+        params.tensor_buft_overrides = ctypes.addressof(overrides)
+        kept.append(overrides)
+    return kept
+
+
+def place_cache(params: Any, placement: Placement) -> None:
+    """Set what llama_context_params says of a placement."""
+    params.n_ctx = placement.n_ctx
+    params.n_batch = params.n_ubatch = placement.n_batch
+    params.flash_attn_type = _FLASH_ATTN[placement.flash_attn]
+    params.type_k = _GGML_TYPES[placement.type_k]
+    params.type_v = _GGML_TYPES[placement.type_v]
+    params.n_outputs_max = 1  # see Context
+
+
+def dry_load(path: Path, placement: Placement, vocabulary: tuple[str, int]) -> dict[str, int]:
+    """Bytes of compute buffer per buffer type that a load with this placement would take.
+
+    Nothing is allocated and no weight is read. `vocabulary` is the architecture and the number of
+    tokens, so that llama.cpp need not build its tokenizer: half of the time of a dry load.
+    """
+    start()
+    log.lines.clear()
+    params = lib.llama_model_default_params()
+    params.no_alloc, params.load_mode = True, 0  # LLAMA_LOAD_MODE_NONE: nothing is mapped
+    params.use_extra_bufts = False
+    overrides = _without_vocabulary(*vocabulary)
+    params.kv_overrides = overrides
+    kept = place_weights(params, placement)
+    model = lib.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise _load_error(path)
+    try:
+        return _dry_context(model, placement)
+    finally:
+        lib.llama_model_free(model)
+        del kept
+
+
+def _dry_context(model: Any, placement: Placement) -> dict[str, int]:
+    params = lib.llama_context_default_params()
+    place_cache(params, placement)
+    params.n_threads = params.n_threads_batch = 1
+    context = lib.llama_init_from_model(model, params)
+    if not context:
+        raise EngineError(f"llama.cpp could not plan this context: {_last_error()}")
+    lib.llama_free(context)
+    return _compute_buffers(log.text())
+
+
+def _without_vocabulary(architecture: str, n_vocab: int) -> Any:
+    """llama_model_params.kv_overrides that put a number of tokens in place of the tokenizer."""
+    overrides = (lib.llama_model_kv_override * 3)()  # ends with an empty key
+    overrides[0].tag, overrides[0].key = 3, b"tokenizer.ggml.model"  # 3: a string
+    overrides[0].value.val_str = b"no_vocab"
+    overrides[1].tag, overrides[1].key = 0, f"{architecture}.vocab_size".encode()  # 0: an integer
+    overrides[1].value.val_i64 = n_vocab
+    return overrides
+
+
+def _compute_buffers(load_log: str) -> dict[str, int]:
+    """Bytes by buffer type, from `sched_reserve: <name> compute buffer size = <n> MiB`."""
+    found: dict[str, int] = {}
+    for line in load_log.splitlines():
+        head, _, size = line.partition(" compute buffer size = ")
+        if size:
+            name = head.rpartition(": ")[2].strip()
+            found[name] = found.get(name, 0) + round(float(size.split()[0]) * 2**20)
+    return found
+
+
 def _abort_callback() -> tuple[Any, Any]:
     """A C function that says whether the first byte of its argument is set, without Python.
 
