@@ -515,6 +515,8 @@ def filling(rng: Random) -> dict[str, object]:
         "L": codes[0],
         "L2": codes[1],
         "x": rng.choice(p.THINGS),
+        "V": rng.choice(p.VERBS),
+        "c": rng.choice("abcdefghijklmnopqrstuvwxyz"),
         "T": rng.choice(p.CODE_TASKS),
         "t": rng.choice(p.TONGUES),
         "y": rng.randint(1000, 2030),
@@ -608,9 +610,23 @@ def unknown(rng: Random, lang: str, short: bool) -> Item:
 
 def unknown_after(rng: Random, lang: str) -> Item:
     """Make a request beyond the model in mid-conversation (never one that follows a number)."""
+    if rng.random() < 0.3:
+        return _unusable_result(rng, lang)
     template = rng.choice([t for t in p.UNKNOWN[lang] if t not in _CONTEXTUAL])
     user = vary(template.format(**filling(rng)), lang, rng)
     return Item("unknown", lang, user, _HONEST_THOUGHT[lang], HONEST[lang])
+
+
+def _unusable_result(rng: Random, lang: str) -> Item:
+    """Follow on a result that is negative or too long, or on an answer without a number."""
+    task = rng.choice(("sub", "sub", "add", "unknown", "chat"))
+    before = make(task, rng, test=False, lang=lang)
+    while _result(before) is not None or len(before.user) > 200:
+        before = make(task, rng, test=False, lang=lang)
+    _, template = rng.choice(p.FOLLOW[lang])
+    user = vary(template.format(n=number(rng, rng.randint(1, 3))), lang, rng)
+    history = ((before.user, before.answer),)
+    return Item("unknown", lang, user, _HONEST_THOUGHT[lang], HONEST[lang], history=history)
 
 
 def chat(rng: Random, lang: str, short: bool) -> Item:
@@ -712,7 +728,7 @@ def training_item(rng: Random, mix: dict[str, int], *, short: bool = False) -> I
     item = make(task, rng, test=False, short=short)
     if task != "unknown" and rng.random() < 0.08:
         item = _with_history(item, rng)
-    elif task == "unknown" and rng.random() < 0.15:
+    elif task == "unknown" and rng.random() < 0.18:
         item = _with_history(unknown_after(rng, item.lang), rng)
     if rng.random() < 0.08:
         item = replace(item, system=rng.choice(p.SYSTEMS))
