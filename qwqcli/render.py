@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from qwqcli.config import Thinking
+from qwqcli.engine import Cancel
 from qwqcli.errors import INTERRUPTED, ContextFull, EngineError, NoAnswer, QwqError
 from qwqcli.messages import (
     Answer,
@@ -452,6 +453,9 @@ class View:
 
     def done(self, reply: Reply) -> None: ...
 
+    def tick(self) -> None:
+        """Nothing has come for a moment: let what is live show that time goes on."""
+
     def close(self) -> None:
         """Leave the terminal as it was found; called once, however the reply ended."""
 
@@ -483,6 +487,16 @@ def draw_reply(events: Iterable[Event], view: View) -> Reply:
     finally:
         view.close()
     raise RuntimeError("the engine's stream ended without Done")
+
+
+def ticking(view: View, cancel: Cancel) -> Cancel:
+    """`cancel` that gives `view` a tick each time it is asked, which engines do while they wait."""
+
+    def ask() -> bool:
+        view.tick()
+        return cancel()
+
+    return ask
 
 
 class ThoughtMeter:
@@ -537,34 +551,51 @@ class TerminalView(View):
         self._max_tokens = max_tokens
         self._status = StatusLine(side, clock)
         self._meter = ThoughtMeter(clock)
+        self._live: Callable[[], None] | None = None  # draws what is going on now
         self._thought_over = False
         self._at_line_start = True  # of what was written to `side` in pieces
 
     def begin(self) -> None:
-        self._status.show(["Starting"])
+        self._progress("Starting")
 
     def loading(self, event: Loading) -> None:
-        self._status.show([f"Loading model {event.fraction * 100:.0f} %"])
+        self._progress(f"Loading model {event.fraction * 100:.0f} %")
 
     def prompting(self, event: Prompting) -> None:
-        self._status.show([f"Reading {event.done:,} of {event.total:,} tokens"])
+        self._progress(f"Reading {event.done:,} of {event.total:,} tokens")
 
     def reasoning(self, event: Reasoning) -> None:
         self._meter.add(event)
         if self._thinking != "show":
-            tail = self._meter.tail if self._thinking == "fold" else ""
-            self._status.show(self._meter.parts(), tail)
+            self._live = self._show_thinking
+            self._live()
             return
-        self._status.clear()
+        self._end_live()
         if event.text:
             self._side.write(self._side.dim(visible(event.text)))
             self._at_line_start = event.text.endswith("\n")
+
+    def tick(self) -> None:
+        if self._live:
+            self._live()
 
     def notice(self, event: Notice) -> None:
         self._status.clear(self._new_line() + self._side.dim(visible(event.text)) + "\n")
 
     def close(self) -> None:
-        self._status.clear(self._new_line())
+        self._end_live(self._new_line())
+
+    def _progress(self, *parts: str) -> None:
+        self._live = lambda: self._status.show(parts)
+        self._live()
+
+    def _show_thinking(self) -> None:
+        tail = self._meter.tail if self._thinking == "fold" else ""
+        self._status.show(self._meter.parts(), tail)
+
+    def _end_live(self, stays: str = "") -> None:
+        self._live = None
+        self._status.clear(stays)
 
     def _end_thought(self) -> None:
         """Once, before the answer or at the end: leave of the thought what should stay."""
@@ -577,7 +608,7 @@ class TerminalView(View):
             stays = self._side.dim(clip(summary, max(self._side.size()[0], 1))) + "\n"
         elif self._meter.started and self._thinking == "show":
             stays += "\n"
-        self._status.clear(stays)
+        self._end_live(stays)
 
     def _say_stop(self, reply: Reply) -> None:
         line = stop_line(reply, self._max_tokens)
@@ -606,7 +637,7 @@ class AskView(TerminalView):
             self._out.write(visible(event.text) if self._out.terminal else event.text)
             self._answer_open = not event.text.endswith("\n")
         if not self._out.terminal:
-            self._status.show(["Answering", tokens(event.tokens)])
+            self._progress("Answering", tokens(event.tokens))
 
     def notice(self, event: Notice) -> None:
         self._end_answer_line(self._out.terminal)
@@ -614,7 +645,7 @@ class AskView(TerminalView):
 
     def done(self, reply: Reply) -> None:
         self._end_thought()
-        self._status.clear()
+        self._end_live()
         self._end_answer_line()
         self._say_stop(reply)
 
@@ -639,6 +670,7 @@ class ChatView(TerminalView):
 
     def answer(self, event: Answer) -> None:
         self._end_thought()
+        self._live = self._markdown.draw
         self._markdown.feed(event.text)
 
     def notice(self, event: Notice) -> None:
@@ -666,10 +698,10 @@ class JsonView(TerminalView):
         self._model = model
 
     def answer(self, event: Answer) -> None:
-        self._status.show(["Answering", tokens(event.tokens)])
+        self._progress("Answering", tokens(event.tokens))
 
     def done(self, reply: Reply) -> None:
-        self._status.clear()
+        self._end_live()
         value = {
             "model": self._model,
             "reasoning": reply.reasoning,
@@ -928,12 +960,18 @@ class MarkdownStream:
         self._throttle = Throttle(clock)
         self._splitter = MarkdownSplitter()
         self._painter: Painter | None = None  # made with the first text: rich takes 50 ms
+        self._changed = False  # there is text that has not been drawn
         self._empty = True  # nothing has been drawn yet: no empty row before the first block
 
     def feed(self, text: str) -> None:
-        above = self._stay(self._splitter.feed(visible(text)))
-        if self._throttle.due() or above:
+        self._changed = True
+        self.draw(self._stay(self._splitter.feed(visible(text))))
+
+    def draw(self, above: str = "") -> None:
+        """Draw the unfinished rest if it has changed and a frame is due."""
+        if above or (self._changed and self._throttle.due()):
             self._region.draw(self._tail_rows(), above)
+            self._changed = False
 
     def flush(self) -> None:
         """The text is over: all of it stays."""
@@ -941,7 +979,7 @@ class MarkdownStream:
 
     def interject(self, line: str) -> None:
         """Put a line of our own above the unfinished rest."""
-        self._region.draw(self._tail_rows(), line)
+        self.draw(line)
 
     def _stay(self, pieces: Iterable[Piece]) -> str:
         return "".join(row + "\n" for piece in pieces for row in self._rows(piece, stays=True))

@@ -40,6 +40,7 @@ from qwqcli.render import (
     show_error,
     show_note,
     stats_line,
+    ticking,
     visible,
 )
 
@@ -78,9 +79,10 @@ def run_chat(
         if not screen.out.live:
             chat.run(PlainPrompt(stdin, screen.out), interruptible)
             return chat.exit_code
-        chat.greet()
-        prompt = TerminalPrompt(paths.input_history, chat.say)
-        chat.run(prompt, lambda: reply_keys(stdin, screen.out))
+        with quiet(stdin):
+            chat.greet()
+            prompt = TerminalPrompt(paths.input_history, chat.say)
+            chat.run(prompt, lambda: reply_keys(screen.out))
         return 0
     finally:
         chat.close()
@@ -181,14 +183,18 @@ class Chat:
         sent = [Message("system", system), *turns] if system else turns
         try:
             with keys() as cancel:
-                events = self._engine.stream(sent, self.settings.sampling, cancel)
-                reply = draw_reply(events, self._view())
+                view = self._view()
+                waiting = ticking(view, cancel)
+                events = self._engine.stream(sent, self.settings.sampling, waiting)
+                reply = draw_reply(events, view)
         except ContextFull:
             self._draft = question
             raise
         self.last = reply
         if reply.answer.strip():
             self.messages = [*turns, Message("assistant", reply.answer, reply.reasoning)]
+        else:
+            self.say("[the question is not kept in the conversation; arrow-up brings it back]")
         if self.stats_shown:
             self.say(stats_line(reply.stats))
         if self.screen.out.live:
@@ -337,28 +343,36 @@ def interruptible() -> Iterator[Cancel]:
 
 
 @contextlib.contextmanager
-def reply_keys(stdin: TextIO, out: Output) -> Iterator[Cancel]:
-    """`interruptible` on a terminal whose other keys wait, unseen, for the next prompt.
+def reply_keys(out: Output) -> Iterator[Cancel]:
+    """`interruptible` on a quiet terminal: all other keys wait for the next prompt.
 
     Bracketed paste stays on, so that a paste during a reply is one prompt as well. This is the
     one place where further keys of a reply would be read.
     """
-    import termios
-
-    fd = stdin.fileno()
-    before = termios.tcgetattr(fd)
-    quiet = termios.tcgetattr(fd)
-    quiet[0] &= ~(termios.ICRNL | termios.INLCR)  # Enter must arrive as Enter, not as Ctrl+J
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    quiet[3] |= termios.NOFLSH  # Ctrl-C would throw away what was typed before it
     with interruptible() as cancel:
-        termios.tcsetattr(fd, termios.TCSANOW, quiet)
         out.write("\x1b[?2004h")
         try:
             yield cancel
         finally:
             out.write("\x1b[?2004l")
-            termios.tcsetattr(fd, termios.TCSANOW, before)
+
+
+@contextlib.contextmanager
+def quiet(stdin: TextIO) -> Iterator[None]:
+    """Keep what is typed while no prompt is open, key by key, and show it only in the prompt."""
+    import termios
+
+    fd = stdin.fileno()
+    before = termios.tcgetattr(fd)
+    attributes = termios.tcgetattr(fd)
+    attributes[0] &= ~(termios.ICRNL | termios.INLCR)  # Enter must arrive as Enter, not as Ctrl+J
+    attributes[3] &= ~(termios.ECHO | termios.ICANON)
+    attributes[3] |= termios.NOFLSH  # Ctrl-C would throw away what was typed before it
+    termios.tcsetattr(fd, termios.TCSANOW, attributes)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSANOW, before)
 
 
 # --- prompts -----------------------------------------------------------------------------------

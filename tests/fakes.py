@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import time
@@ -74,11 +75,19 @@ class ScriptedEngine:
         steps = int(load_s / 0.05)
         return [Loading(step / steps) for step in range(steps)]
 
+    def _wait(self, seconds: float, cancel: Cancel) -> bool:
+        """Ask `cancel` now and then, as the real engine does while its child is silent."""
+        for _ in range(int(seconds / 0.05)):
+            time.sleep(0.05)
+            if cancel():
+                return True
+        time.sleep(seconds % 0.05)
+        return cancel()
+
     def _play(self, script: list[Event], cancel: Cancel) -> Iterator[Event]:
         stats = Stats()
         for event in script:
-            time.sleep(0.05 if isinstance(event, Loading) else self.delay_s)
-            if cancel():
+            if self._wait(0.05 if isinstance(event, Loading) else self.delay_s, cancel):
                 yield Done("interrupted", stats)
                 return
             if isinstance(event, Reasoning):
@@ -127,15 +136,20 @@ def words(text: str) -> list[str]:
 
 
 def main() -> int:
-    """Chat with a script from the environment, for a person or a pseudo-terminal test."""
+    """Chat with a script from the environment, for a person or a pseudo-terminal test.
+
+    FAKE_REPLIES is a JSON list of [thought, answer].
+    """
     from qwqcli.config import Paths, Settings
     from qwqcli.repl import run_chat
 
     environ = os.environ
-    reply = (environ.get("FAKE_THOUGHT", ""), environ.get("FAKE_ANSWER", "Hello."))
+    replies = json.loads(environ.get("FAKE_REPLIES", '[["", "Hello."]]'))
     home = Path(environ.get("FAKE_HOME", "/tmp/qwq-fake"))
     engine = ScriptedEngine(
-        [reply], float(environ.get("FAKE_DELAY", "0.02")), float(environ.get("FAKE_LOAD", "0"))
+        [(thought, answer) for thought, answer in replies],
+        float(environ.get("FAKE_DELAY", "0.02")),
+        float(environ.get("FAKE_LOAD", "0")),
     )
     settings = Settings(model=environ.get("FAKE_MODEL", "scripted"))
     code = run_chat(lambda name: engine, settings, Paths(home, home, home))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -31,7 +32,13 @@ class Emulator(pyte.HistoryScreen):
 class Terminal:
     """A chat with a scripted engine in a pseudo-terminal of its own."""
 
-    def __init__(self, home: Path, columns: int, environ: dict[str, str]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        columns: int,
+        replies: tuple[tuple[str, str], ...],
+        environ: dict[str, str],
+    ) -> None:
         self.log = home / "sent"
         environ = {
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
@@ -42,6 +49,7 @@ class Terminal:
             "FAKE_HOME": str(home),
             "FAKE_LOG": str(self.log),
             "FAKE_DELAY": "0.01",
+            **({"FAKE_REPLIES": json.dumps(replies)} if replies else {}),
             **environ,
         }
         self.child = pexpect.spawn(
@@ -92,7 +100,8 @@ class Terminal:
 
     def _read(self) -> bool:
         try:
-            data = self.child.read_nonblocking(65536, timeout=0.05)
+            # so little that no frame can be missed
+            data = self.child.read_nonblocking(100, timeout=0.05)
         except pexpect.TIMEOUT:
             return True
         except pexpect.EOF:
@@ -110,8 +119,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start chats; each is ended with its test."""
     started: list[Terminal] = []
 
-    def start(columns: int = 80, **environ: str) -> Terminal:
-        started.append(Terminal(tmp_path, columns, environ))
+    def start(*replies: tuple[str, str], columns: int = 80, **environ: str) -> Terminal:
+        started.append(Terminal(tmp_path, columns, replies, environ))
         return started[-1]
 
     yield start
@@ -121,7 +130,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def test_a_conversation(start: Start) -> None:
     """A thought folds to one line above its answer, and the next prompt is ready."""
-    terminal = start(FAKE_THOUGHT="I think. " * 10, FAKE_ANSWER="It is **4**.\n\n- one\n- two\n")
+    terminal = start(("I think. " * 10, "It is **4**.\n\n- one\n- two\n"))
     rows = terminal.prompt()
     assert rows[0] == "qwq with scripted: /help lists the commands, Ctrl-D leaves."
     terminal.keys("What is 2+2?\r")
@@ -149,7 +158,7 @@ def test_the_prompt_takes_keys_while_the_model_loads(start: Start) -> None:
 
 def test_ctrl_c_stops_a_thought_and_an_answer_and_leaves(start: Start) -> None:
     """Ctrl-C stops what runs and keeps what was said; twice at the prompt it leaves."""
-    terminal = start(FAKE_THOUGHT="hmm " * 40, FAKE_ANSWER="word " * 500, FAKE_DELAY="0.02")
+    terminal = start(("hmm " * 2_000, ""), ("", "word " * 2_000))
     terminal.prompt()
     terminal.keys("one\r")
     terminal.see("Thinking")
@@ -162,7 +171,7 @@ def test_ctrl_c_stops_a_thought_and_an_answer_and_leaves(start: Start) -> None:
     terminal.keys(CTRL_C)
     terminal.see("[stopped]\n\n>")
     terminal.keys("three\r")
-    terminal.see(lambda rows: rows[-1].endswith("word"))
+    terminal.see("> three\nword")
     terminal.keys(CTRL_C)
     terminal.prompt()
     terminal.keys(CTRL_C)
@@ -174,9 +183,18 @@ def test_ctrl_c_stops_a_thought_and_an_answer_and_leaves(start: Start) -> None:
     assert sent[2].startswith("['two', 'word word")
 
 
+def test_the_live_line_moves_while_nothing_comes(start: Start) -> None:
+    """Time goes on in the live line also between two tokens that are far apart."""
+    terminal = start(("One two three", "4"), FAKE_DELAY="1")
+    terminal.prompt()
+    terminal.keys("Hi\r")
+    for tenth in (2, 4, 6, 8):
+        terminal.see(lambda rows, tenth=tenth: f"Thinking 0.{tenth} s · 1 token" in rows[-1])
+
+
 def test_what_is_typed_during_a_reply_waits(start: Start) -> None:
     """Keys typed during a reply are not echoed into it; they stand in the next prompt."""
-    terminal = start(FAKE_ANSWER="word " * 30, FAKE_DELAY="0.03")
+    terminal = start(("", "word " * 30), FAKE_DELAY="0.03")
     terminal.prompt()
     terminal.keys("one\r")
     terminal.see("word")
@@ -235,7 +253,7 @@ def test_tab_completes_a_command(start: Start) -> None:
 
 def test_a_window_of_twenty_columns(start: Start) -> None:
     """A narrow window gets short live rows and the whole answer."""
-    terminal = start(20, FAKE_THOUGHT="I think. " * 20, FAKE_ANSWER="one two three four five six")
+    terminal = start(("I think. " * 20, "one two three four five six"), columns=20)
     terminal.see(lambda rows: rows[-1] == ">")
     terminal.keys("Hi\r")
     rows = terminal.see("Thinking")
@@ -247,7 +265,7 @@ def test_a_window_of_twenty_columns(start: Start) -> None:
 
 def test_a_window_that_shrinks(start: Start) -> None:
     """After a resize the live rows fit into the new window, and what was said is there once."""
-    terminal = start(FAKE_THOUGHT="I think. " * 40, FAKE_ANSWER="one two three four five six")
+    terminal = start(("I think. " * 40, "one two three four five six"))
     terminal.prompt()
     terminal.keys("Hi\r")
     terminal.see("Thinking")
@@ -261,15 +279,14 @@ def test_a_window_that_shrinks(start: Start) -> None:
 
 def test_chinese_and_emoji(start: Start) -> None:
     """Wide characters are typed, thought and answered in their places."""
-    terminal = start(
-        40, FAKE_THOUGHT="思考中文 🎉 " * 30, FAKE_ANSWER="| 字 | b |\n|---|---|\n| 🎉 | c |"
-    )
+    table = "| 字 | b |\n|---|---|\n| 🎉 | c |"
+    terminal = start(("思考中文 🎉 " * 30, table), columns=60)
     terminal.prompt()
     terminal.keys("你好 🎉\r")
     rows = terminal.see("思考")
-    assert max(map(len, rows)) <= 40
+    assert max(map(len, rows)) <= 60
     rows = terminal.prompt()
-    assert rows[2].replace(" ", "") == ">你好🎉"
+    assert rows[1].replace(" ", "") == ">你好🎉"
     assert rows[-5:] == ["字   b", "──────", "🎉   c", "", ">"]
     terminal.keys(CTRL_D)
     terminal.left()
@@ -278,9 +295,8 @@ def test_chinese_and_emoji(start: Start) -> None:
 
 def test_hostile_output_does_nothing(start: Start) -> None:
     """A model cannot set the title, move the cursor or put keys into the prompt."""
-    terminal = start(
-        FAKE_THOUGHT="\x1b]0;owned\x07", FAKE_ANSWER="\x1b]2;owned\x07\x1b[6n\x1b[2J`ok`"
-    )
+    hostile = "\x1b]2;owned\x07\x1b[6n\x1b[2J"
+    terminal = start((hostile, f"{hostile}`ok`"))
     terminal.prompt()
     rows = terminal.ask("Hi")
     assert rows[3] == "␛]2;owned␇␛[6n␛[2Jok"
@@ -289,7 +305,7 @@ def test_hostile_output_does_nothing(start: Start) -> None:
 
 def test_a_dumb_terminal(start: Start) -> None:
     """TERM=dumb chats in plain lines without a single escape sequence."""
-    terminal = start(TERM="dumb", FAKE_THOUGHT="hmm")
+    terminal = start(("hmm", "Hello."), TERM="dumb")
     terminal.prompt()
     terminal.keys("Hi\n")
     terminal.see("Hello.\n>")
@@ -300,7 +316,7 @@ def test_a_dumb_terminal(start: Start) -> None:
 
 def test_no_color(start: Start) -> None:
     """With NO_COLOR neither the prompt nor the answer has colours."""
-    terminal = start(NO_COLOR="1", FAKE_ANSWER="`a`\n```py\nx = 1\n```\n")
+    terminal = start(("", "`a`\n```py\nx = 1\n```\n"), NO_COLOR="1")
     terminal.prompt()
     terminal.keys("Hi\r")
     terminal.prompt()
