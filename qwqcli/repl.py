@@ -55,6 +55,7 @@ OpenModel = Callable[[str], Engine]
 
 LEAVE_S = 2.0  # a second Ctrl-C on an empty line within this time leaves
 FOLD_CHARACTERS = 5_000  # a longer paste is one word in the line: laying it out would take seconds
+LONG_HISTORY = 4_000_000  # bytes; reading that many takes about 0.1 s
 PROMPT = "> "
 
 
@@ -522,7 +523,9 @@ def _open_history(path: Path, say: Callable[[str], None]) -> History:
     except OSError as error:
         say(f"What you type is not kept on disk: {error}.")
         return InMemoryHistory()
-    return ThreadedHistory(FileHistory(path))  # a long file must not hold up the first key
+    history = FileHistory(path)
+    # read before the first key, so that arrow-up works at once, unless that would hold it up
+    return history if path.stat().st_size < LONG_HISTORY else ThreadedHistory(history)
 
 
 def completions(text: str) -> list[tuple[str, str]]:
