@@ -464,6 +464,7 @@ def draw_reply(events: Iterable[Event], view: View) -> Reply:
     """Collect a reply while `view` draws it. Errors of the engine pass through."""
     thought: list[str] = []
     answer: list[str] = []
+    reply: Reply | None = None
     try:
         view.begin()
         for event in events:
@@ -483,10 +484,11 @@ def draw_reply(events: Iterable[Event], view: View) -> Reply:
                 case Done(stop, stats):
                     reply = Reply("".join(thought), "".join(answer), stop, stats)
                     view.done(reply)
-                    return reply
     finally:
         view.close()
-    raise RuntimeError("the engine's stream ended without Done")
+    if reply is None:
+        raise RuntimeError("the engine's stream ended without Done")
+    return reply
 
 
 def ticking(view: View, cancel: Cancel) -> Cancel:

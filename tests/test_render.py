@@ -375,6 +375,18 @@ def test_a_stream_without_done_is_a_bug() -> None:
         draw_reply([Answer("4", 1)], AskView(pipe()))
 
 
+def test_the_stream_is_read_to_its_end() -> None:
+    """After Done the engine gets the chance to tidy up, which a closed generator would not."""
+    tidy: list[bool] = []
+
+    def reply() -> Iterator[Event]:
+        yield END
+        tidy.append(True)
+
+    draw_reply(reply(), AskView(pipe()))
+    assert tidy == [True]
+
+
 def test_a_notice_stands_on_its_own_line() -> None:
     """A notice in mid-answer breaks neither the answer nor the live rows."""
     screen = terminal(Clock(step=1))
