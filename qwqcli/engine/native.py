@@ -334,6 +334,14 @@ def devices() -> list[DeviceInfo]:
     return [_device_info(device(index)) for index in range(count())]
 
 
+def backends() -> list[str]:
+    """The backends in this build, such as CPU and CUDA, whether or not they found a device."""
+    start()
+    count = _must("ggml_backend_reg_count", ctypes.c_size_t)
+    registry = _must("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    return [_device_text("ggml_backend_reg_name", registry(index)) for index in range(count())]
+
+
 def _device_info(device: int) -> DeviceInfo:
     free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
     size = ctypes.POINTER(ctypes.c_size_t)

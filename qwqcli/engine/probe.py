@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from qwqcli.errors import QwqError
+from qwqcli.hardware import abandon
 
 DEVICES_LIMIT_S = 10.0  # a first CUDA start loads its kernels; a sound machine needs 0.2 to 2 s
 DRY_LOAD_LIMIT_S = 20.0  # 0.3 s for QwQ-32B
@@ -49,7 +50,10 @@ class Probe:
         self.close()
 
     def devices(self) -> Mapping[str, Any]:
-        """`{"devices": [...]}` as native.DeviceInfo has them, or `{"error": why}`. Ask once."""
+        """`{"devices": [...], "backends": [...]}`, or `{"error": why}`. Ask once.
+
+        A device has the fields of native.DeviceInfo.
+        """
         return self._answer(DEVICES_LIMIT_S)
 
     def dry_load(
@@ -65,12 +69,7 @@ class Probe:
 
     def close(self) -> None:
         """End the child, wherever it is; safe to call twice."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        abandon(self._process)
 
     def _answer(self, limit_s: float) -> Mapping[str, Any]:
         try:
@@ -117,7 +116,8 @@ def _devices(native: Any, arguments: list[str]) -> dict[str, Any]:
         found = [_fields(device) for device in native.devices()]
     except QwqError as error:
         return {"error": error.message}
-    return {"devices": found, "seconds": round(time.perf_counter() - began, 3)}
+    seconds = round(time.perf_counter() - began, 3)
+    return {"devices": found, "backends": native.backends(), "seconds": seconds}
 
 
 def _dry_load(native: Any, request: dict[str, Any]) -> dict[str, Any]:
