@@ -14,7 +14,6 @@ Non-goals: reading keys, keeping conversations, deciding exit codes of commands.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -67,7 +66,7 @@ def _pictures() -> dict[int, str]:
     c1 = {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
     hidden = (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF)
     order = {code: f"\\u{code:04x}" for code in hidden}
-    lone = dict.fromkeys(range(55296, 57344), "�")  # half of a surrogate pair
+    lone = dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # half of a surrogate pair
     tags = {code: f"\\U{code:08x}" for code in range(0xE0000, 0xE0080)}  # invisible ASCII
     return {**c0, 0x7F: "\u2421", **c1, **order, **lone, **tags}
 
@@ -746,6 +745,8 @@ class StreamJsonView(View):
 
 
 def _write_json(out: Output, value: Mapping[str, Any]) -> None:
+    import json
+
     # pure ASCII: right in any encoding, and nothing in it can act on a terminal
     out.write(json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f") + "\n")
 
@@ -780,7 +781,7 @@ Piece = Block | Code
 
 CODE_LINES = 16  # fenced code stays after this many lines, however long it gets
 CODE_CONTEXT = 80  # lines before them that the highlighter reads again
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)")
+_FENCE = r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)"
 
 
 class MarkdownSplitter:
@@ -851,7 +852,7 @@ class MarkdownSplitter:
         return pieces
 
     def _enter_fence(self) -> None:
-        match = _FENCE.match(self._lines[0])
+        match = re.match(_FENCE, self._lines[0])
         assert match is not None
         self._closing = match[1]
         self._fence = Code("", match[2], opens=True)
@@ -918,14 +919,12 @@ def _parser() -> MarkdownIt:
     return parser
 
 
-_MATH = re.compile(
-    r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?!\s)[^$\n]+?(?<!\s)\$(?!\d)", re.DOTALL
-)
+_MATH = r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?!\s)[^$\n]+?(?<!\s)\$(?!\d)"
 
 
 def _math_inline(state: StateInline, silent: bool) -> bool:
     """LaTeX is text: its underscores and backslashes are not Markdown."""
-    match = _MATH.match(state.src, state.pos, state.posMax)
+    match = re.compile(_MATH, re.DOTALL).match(state.src, state.pos, state.posMax)
     if match is None:
         return False
     if not silent:
