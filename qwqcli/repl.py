@@ -158,11 +158,16 @@ class Chat:
             self.complain(error)
 
     def say(self, text: str) -> None:
-        show_note(text, self.screen.out if self.screen.out.live else self.screen.err)
+        show_note(text, self._side)
 
     def complain(self, error: QwqError) -> None:
         self.exit_code = error.exit_code
-        show_error(error, self.screen.err)
+        show_error(error, self._side)
+
+    @property
+    def _side(self) -> Output:
+        """Where all goes that is no answer: a chat is one terminal, a pipe two streams."""
+        return self.screen.out if self.screen.out.live else self.screen.err
 
     def close(self) -> None:
         self._engine.close()
@@ -170,12 +175,13 @@ class Chat:
     def switch(self, name: str) -> None:
         """Change the model; the old one is freed first, for two may not fit into memory."""
         old = self.settings.model
-        self._engine.close()
-        try:
-            self._engine = self._open_model(name)
-        except QwqError:
-            self._engine = self._open_model(old)
-            raise
+        with interruptible():  # a Ctrl-C between the two would leave the chat without a model
+            self._engine.close()
+            try:
+                self._engine = self._open_model(name)
+            except QwqError:
+                self._engine = self._open_model(old)
+                raise
         self.settings = replace(self.settings, model=name)
 
     def _ask(self, question: str, keys: KeysDuringReply) -> None:

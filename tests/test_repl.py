@@ -145,6 +145,16 @@ def test_ctrl_c_twice_on_an_empty_line_leaves() -> None:
     assert len(table.sent) == 1
 
 
+def test_errors_are_told_where_the_chat_is() -> None:
+    """With stderr in a file the person still sees what went wrong."""
+    tty, file = Tty(), io.StringIO()
+    screen = Screen(tty, file, {"TERM": "xterm"}, Clock(), lambda: (80, 24))
+    engine = ScriptedEngine([EngineError("The engine died.")])
+    Chat(lambda name: engine, engine, Settings(model="scripted"), screen).run(Typed("one"), no_keys)
+    assert "The engine died." in tty.getvalue()
+    assert file.getvalue() == ""
+
+
 def test_an_empty_line_asks_nothing() -> None:
     """Enter on blanks is no question."""
     table = Table()
