@@ -177,17 +177,19 @@ def arithmetic(op: str) -> Callable[[Random, str, bool], Item]:
 
     def make(rng: Random, lang: str, short: bool) -> Item:
         a, b = operands(op, rng, short)
-        shown = _shown(a, b, lang, rng) if op != "mul" else (str(a), str(b))
-        user = _ask(_OPS[op][1], lang, rng, a=shown[0], b=shown[1])
+        template = rng.choice(_OPS[op][1][lang])
+        shown_a, shown_b = _shown(a, b, template, lang, rng)
+        user = vary(template.format(a=shown_a, b=shown_b), lang, rng)
         think = _TRACES[op](a, b, WORDINGS[lang], _slip(rng))
         return Item(op, lang, user, think, _equation(op, a, b, lang), sub_problems(op, a, b))
 
     return make
 
 
-def _shown(a: int, b: int, lang: str, rng: Random) -> tuple[str, str]:
+def _shown(a: int, b: int, template: str, lang: str, rng: Random) -> tuple[str, str]:
     """Write the operands: digits, now and then thousands commas or (small ones) words."""
-    if max(a, b) <= 20 and rng.random() < 0.12:
+    apart = lang == "zh" or " {b}" in template
+    if apart and max(a, b) <= 20 and rng.random() < 0.12:
         return p.NUMBER_WORDS[lang][a], p.NUMBER_WORDS[lang][b]
     if max(a, b) > 999 and rng.random() < 0.05:
         return f"{a:,}", f"{b:,}"
@@ -274,8 +276,15 @@ def compare(rng: Random, lang: str, short: bool) -> Item:
     )
     asked, template = rng.choice(forms)
     user = vary(template.format(a=x, b=y), lang, rng)
-    think = traces.compare(x, y, WORDINGS[lang], _slip(rng))
-    return Item("cmp", lang, user, think, compared_answer(x, y, asked, lang), (("cmp", x, y),))
+    think, answer = _comparison(x, y, asked, lang, rng)
+    return Item("cmp", lang, user, think, answer, (("cmp", x, y),))
+
+
+def _comparison(x: str, y: str, asked: bool | str, lang: str, rng: Random) -> tuple[str, str]:
+    """Return trace and answer of a comparison."""
+    w = WORDINGS[lang]
+    think = traces.compare(x, y, w, _slip(rng)) + traces.asked(_sign(x, y), asked, w)
+    return think, compared_answer(x, y, asked, lang)
 
 
 # --- letters -------------------------------------------------------------------------------------
@@ -284,13 +293,13 @@ def compare(rng: Random, lang: str, short: bool) -> Item:
 def a_word(rng: Random, short: bool) -> str:
     """Return an English word, a pronounceable one, or a string of letters (often repeated)."""
     kind, top = rng.random(), 6 if short else 13
-    if kind < 0.5:
+    if kind < 0.55:
         word = rng.choice(p.WORDS)
-    elif kind < 0.75:
+    elif kind < 0.85:
         word = "".join(rng.choice(p.SYLLABLES) for _ in range(rng.randint(1, 5)))
     else:
         few = rng.sample("abcdefghijklmnopqrstuvwxyz", rng.randint(2, 26))
-        word = "".join(rng.choice(few) for _ in range(rng.randint(3, 12)))
+        word = "".join(rng.choice(few) for _ in range(rng.randint(3, 10)))
     return word if len(word) <= top else a_word(rng, short)
 
 
@@ -407,9 +416,8 @@ def _follow_on(before: Item, rng: Random, lang: str) -> Item | None:
     said = f"{w.last}{start}{w.stop}"
     if op in ("cmp", "less"):
         x, y = str(start), str(n)
-        answer = compared_answer(x, y, ">" if op == "cmp" else "<", lang)
-        think = said + traces.compare(x, y, w, _slip(rng))
-        return Item("follow", lang, user, think, answer, (("cmp", x, y),), history)
+        think, answer = _comparison(x, y, ">" if op == "cmp" else "<", lang, rng)
+        return Item("follow", lang, user, said + think, answer, (("cmp", x, y),), history)
     op = {"double": "add", "triple": "mul"}.get(op, op)
     think = said + _TRACES[op](start, n, w, _slip(rng))
     keys = sub_problems(op, start, n)
@@ -666,16 +674,16 @@ EARLY_MIX = {
     "chat": 2,
 }
 MIX = {
-    "add": 14,
-    "sub": 15,
+    "add": 10,
+    "sub": 12,
     "mul": 11,
     "chain": 4,
-    "cmp": 12,
-    "count": 13,
-    "spell": 2,
-    "follow": 11,
-    "unknown": 16,
-    "chat": 2,
+    "cmp": 18,
+    "count": 17,
+    "spell": 4,
+    "follow": 10,
+    "unknown": 14,
+    "chat": 3,
 }
 
 
@@ -703,7 +711,7 @@ def make(
 def _with_history(item: Item, rng: Random) -> Item:
     """Put other turns before an item; they do not bear on it."""
     turns = []
-    for _ in range(rng.choices((1, 2, 3, 6), (60, 25, 10, 5))[0]):
+    for _ in range(rng.choices((1, 2, 3, 6, 16), (58, 25, 10, 5, 2))[0]):
         task = rng.choice(("add", "sub", "mul", "cmp", "count", "unknown", "chat"))
         other = make(
             task, rng, test=False, short=True, lang=item.lang if rng.random() < 0.7 else ""

@@ -36,7 +36,8 @@ class Wording:
     """The words of a trace in one language."""
 
     columns: tuple[str, ...]
-    width: str
+    digit: str
+    digits: str
     stop: str
     comma: str
     colon: str
@@ -54,13 +55,25 @@ class Wording:
     so: str
     equal: str
     mended: str
+    asked: str
+    larger: str
+    smaller: str
+    number: str
+    yes: str
+    no: str
+    same: str
     count: str
     last: str
+
+    def width(self, digits: int) -> str:
+        """Announce how many digits the numbers have."""
+        return f"{digits}{self.digit if digits == 1 else self.digits}"
 
 
 EN = Wording(
     columns=("Ones", "Tens", "Hundreds", "Thousands", "Ten-thousands"),
-    width=" digits: ",
+    digit=" digit: ",
+    digits=" digits: ",
     stop=".\n",
     comma=", ",
     colon=": ",
@@ -78,12 +91,20 @@ EN = Wording(
     so=", so ",
     equal=", so equal.\n",
     mended=". No: ",
+    asked="Question: ",
+    larger="larger",
+    smaller="smaller",
+    number=", so number ",
+    yes=", so yes",
+    no=", so no",
+    same=", so equal",
     count="Count ",
     last="Last result: ",
 )
 ZH = Wording(
     columns=("个位", "十位", "百位", "千位", "万位"),
-    width=" 位：",
+    digit=" 位：",
+    digits=" 位：",
     stop="。\n",
     comma="，",
     colon="：",
@@ -101,6 +122,13 @@ ZH = Wording(
     so="，所以 ",
     equal="，所以相等。\n",
     mended="。不对：",
+    asked="问：",
+    larger="大",
+    smaller="小",
+    number="，是数 ",
+    yes="，对",
+    no="，不对",
+    same="，相等",
     count="数 ",
     last="上次结果：",
 )
@@ -241,7 +269,7 @@ def add(a: int, b: int, w: Wording, rng: Random | None = None) -> str:
     """Return the trace of a + b."""
     width, xs, ys = _padded(a, b)
     text, _ = _checked(add_step, _pairs(xs, ys), w, rng)
-    return f"{width}{w.width}{xs} + {ys}{w.stop}{text}"
+    return f"{w.width(width)}{xs} + {ys}{w.stop}{text}"
 
 
 def digit_signs(xs: str, ys: str) -> list[str]:
@@ -259,7 +287,7 @@ def digit_signs(xs: str, ys: str) -> list[str]:
 def sub(a: int, b: int, w: Wording, rng: Random | None = None) -> str:
     """Return the trace of a - b; the larger number goes first, the sign is kept in mind."""
     width, xs, ys = _padded(a, b)
-    head = f"{width}{w.width}{xs} - {ys}{w.stop}{w.comma.join(digit_signs(xs, ys))}"
+    head = f"{w.width(width)}{xs} - {ys}{w.stop}{w.comma.join(digit_signs(xs, ys))}"
     if a < b:
         xs, ys = ys, xs
         head += f"{w.swap}{xs} - {ys}{w.stop}"
@@ -272,7 +300,7 @@ def sub(a: int, b: int, w: Wording, rng: Random | None = None) -> str:
 def _mul_digit(a: int, d: int, w: Wording, rng: Random | None) -> str:
     xs = str(a)
     text, _ = _checked(mul_step, [(int(x), d) for x in reversed(xs)], w, rng)
-    return f"{len(xs)}{w.width}{xs} × {d}{w.stop}{text}"
+    return f"{w.width(len(xs))}{xs} × {d}{w.stop}{text}"
 
 
 def mul(a: int, b: int, w: Wording, rng: Random | None = None) -> str:
@@ -319,6 +347,20 @@ def compare(x: str, y: str, w: Wording, rng: Random | None = None) -> str:
     wrong = _TURNED[sign]
     slipped = f"{head}{signs[-1][0]}{mark(wrong)}{signs[-1][2]}{w.so}{x} {wrong} {y}{w.stop}"
     return f"{slipped}{checked}{w.mended}{x} {sign} {y}{w.stop}"
+
+
+def asked(sign: str, question: bool | str, w: Wording) -> str:
+    """Say what a question wants, given how its numbers compare, and which it is.
+
+    `question` is larger (True), smaller (False), or the sign that makes the answer yes. One
+    token here decides; otherwise the first figure of the answer would have to.
+    """
+    if isinstance(question, str):
+        return f"{w.asked}{question}{w.yes if question == sign else w.no}{w.stop}"
+    want = w.asked + (w.larger if question else w.smaller)
+    if sign == "=":
+        return want + w.same + w.stop
+    return f"{want}{w.number}{1 if (sign == '>') == question else 2}{w.stop}"
 
 
 def count_letter(word: str, letter: str, w: Wording) -> str:
