@@ -1,29 +1,28 @@
 """The command line: parse, call, draw. Each command is a few lines over the modules below it.
 
-`main(argv, env)` is the whole program as a function, with its streams and environment passed in;
-`run()` is what the console script calls. Errors of ours are shown once, here; anything else is a
-bug and shows itself.
+`main(argv, env)` is the whole program as a function, with its streams and environment passed in.
+Errors of ours are shown once, here; anything else is a bug and shows itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TextIO
 
 import typer
 
 from qwqcli import __version__, catalog, config
-from qwqcli.engine import Cancel
 from qwqcli.engine.process import ProcessEngine, open_engine
 from qwqcli.errors import INTERRUPTED, QwqError, UsageError
 from qwqcli.gguf import read_file_header
+from qwqcli.interrupt import interruptible
 from qwqcli.messages import Message
+from qwqcli.terminal import Output, Screen
 
 CLOSED_PIPE = 141  # what a shell reports for a command that SIGPIPE ended
 
@@ -122,17 +121,18 @@ def ask(
     env: Env = ctx.obj
     settings = _settings(ctx)
     prompt = read_prompt(words or [], env.piped, file or [])
-    screen = render.Screen(env.stdout, env.stderr, env.environ)
+    screen = Screen(env.stdout, env.stderr, env.environ)
     messages = [Message("system", settings.system)] if settings.system else []
     messages.append(Message("user", prompt))
-    with _engine(settings, env, force) as (name, engine), stop_on_interrupt() as cancel:
-        view: render.View
-        if stream_json:
-            view = render.StreamJsonView(screen, name)
-        elif json:
-            view = render.JsonView(screen, name)
-        else:
-            view = render.AskView(screen, settings.thinking, settings.max_tokens)
+    ref = check_model(settings, force)
+    view: render.View = render.AskView(screen, settings.thinking, settings.max_tokens)
+    if json:
+        view = render.JsonView(screen, ref.name)
+    if stream_json:
+        view = render.StreamJsonView(screen, ref.name)
+    engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
+    with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
+        cancel = render.ticking(view, pressed)
         reply = render.draw_reply(engine.stream(messages, settings.sampling, cancel), view)
     if stats:
         screen.err.write(render.stats_line(reply.stats) + "\n")
@@ -157,7 +157,19 @@ def chat(
     rpc: Rpc = None,
     force: Force = False,
 ) -> None:
-    """Talk with a model. Type /help for what can be done there."""
+    """Talk with a model. Type /help there for what can be done."""
+    from qwqcli import repl
+
+    env: Env = ctx.obj
+    settings = _settings(ctx)
+    paths = config.paths(env.environ)
+
+    def open_model(name: str) -> ProcessEngine:
+        wanted = replace(settings, model=name)
+        return open_engine(check_model(wanted, force).path, wanted, paths.cache)
+
+    screen = Screen(env.stdout, env.stderr, env.environ)
+    raise typer.Exit(repl.run_chat(open_model, settings, paths, screen, env.stdin))
 
 
 def _settings(ctx: typer.Context) -> config.Settings:
@@ -166,19 +178,6 @@ def _settings(ctx: typer.Context) -> config.Settings:
     flags = {name: value for name, value in ctx.params.items() if name in names}
     flags["ctx"] = ctx.params["ctx_tokens"]
     return config.load(ctx.obj.environ, flags)
-
-
-@contextlib.contextmanager
-def _engine(
-    settings: config.Settings, env: Env, force: bool
-) -> Iterator[tuple[str, ProcessEngine]]:
-    """The model's name and its engine, loading; closed at the end however that comes."""
-    ref = check_model(settings, force)
-    engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
-    try:
-        yield ref.name, engine
-    finally:
-        engine.close()
 
 
 def check_model(settings: config.Settings, force: bool) -> catalog.ModelRef:
@@ -198,24 +197,6 @@ def check_model(settings: config.Settings, force: bool) -> catalog.ModelRef:
             "Leave out --temperature (0.6 is QwQ's own), or add --force",
         )
     return ref
-
-
-@contextlib.contextmanager
-def stop_on_interrupt() -> Iterator[Cancel]:
-    """Within it, the first Ctrl-C makes the `Cancel` true; the second one leaves at once."""
-    pressed = False
-
-    def press(signum: int, frame: object) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def main(argv: Sequence[str] | None = None, env: Env | None = None) -> int:
@@ -239,7 +220,7 @@ def main(argv: Sequence[str] | None = None, env: Env | None = None) -> int:
 
 
 def _fail(error: QwqError, env: Env) -> int:
-    from qwqcli.render import Output, show_error
+    from qwqcli.render import show_error
 
     show_error(error, Output(env.stderr, env.environ))
     return error.exit_code
@@ -250,12 +231,3 @@ def _command(argv: Sequence[str] | None) -> str:
     words = sys.argv[1:] if argv is None else argv
     known = {command.callback.__name__ for command in app.registered_commands if command.callback}
     return f"qwq {words[0]}" if words and words[0] in known else "qwq"
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
-
-
-if __name__ == "__main__":
-    run()

@@ -18,7 +18,6 @@ import contextlib
 import difflib
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -28,21 +27,20 @@ from typing import TYPE_CHECKING, Protocol, TextIO, cast, get_args
 from qwqcli.config import Paths, Settings, Thinking
 from qwqcli.engine import Cancel, Engine
 from qwqcli.errors import ContextFull, QwqError
+from qwqcli.interrupt import interruptible
 from qwqcli.messages import Message
 from qwqcli.render import (
     AskView,
     ChatView,
-    Output,
     Reply,
-    Screen,
     View,
     draw_reply,
     show_error,
     show_note,
     stats_line,
     ticking,
-    visible,
 )
+from qwqcli.terminal import Output, Screen, visible
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -331,22 +329,6 @@ KEYS = [
 # --- keys during a reply -----------------------------------------------------------------------
 
 KeysDuringReply = Callable[[], contextlib.AbstractContextManager[Cancel]]
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Cancel]:
-    """Let Ctrl-C set a flag instead of raising, and yield the question whether it is set."""
-    pressed = False
-
-    def press(signum: int, frame: object) -> None:
-        nonlocal pressed
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_spec(tiny: Path, cache: Path) -> EngineSpec:
     """The built-in model with settings that are safe on this machine."""
-    spec, _ = selfcheck.trusted(EngineSpec(str(tiny), threads=2, extra_bufts=True), cache)
+    spec, _ = selfcheck.trusted(EngineSpec(str(tiny), threads=1, extra_bufts=True), cache)
     return spec
 
 
@@ -45,7 +45,7 @@ def tiny_spec(tiny: Path, cache: Path) -> EngineSpec:
 def smollm_spec(smollm: Path, cache: Path) -> EngineSpec:
     """SmolLM2 with settings that are safe on this machine."""
     spec, _ = selfcheck.trusted(
-        EngineSpec(str(smollm), threads=2, n_ctx=2048, extra_bufts=True), cache
+        EngineSpec(str(smollm), threads=1, n_ctx=2048, extra_bufts=True), cache
     )
     return spec
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from qwqcli.config import Thinking
 from qwqcli.errors import EngineError, QwqError, UsageError
+from qwqcli.markdown import Block, Code, MarkdownSplitter, MarkdownStream
 from qwqcli.messages import (
     Answer,
     Done,
@@ -30,22 +31,17 @@ from qwqcli.messages import (
 )
 from qwqcli.render import (
     AskView,
-    Block,
     ChatView,
-    Code,
     JsonView,
-    MarkdownSplitter,
-    MarkdownStream,
     Reply,
-    Screen,
     StreamJsonView,
     draw_reply,
     duration,
     show_error,
     stats_line,
     stop_line,
-    visible,
 )
+from qwqcli.terminal import Screen, visible
 from tests.fakes import Clock, Tty
 
 XTERM = {"TERM": "xterm-256color"}

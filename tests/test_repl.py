@@ -19,7 +19,6 @@ from qwqcli.config import Paths, Settings
 from qwqcli.engine import Cancel, never
 from qwqcli.errors import ContextFull, EngineError, QwqError
 from qwqcli.messages import Answer, Done, Message, Reasoning, Stats
-from qwqcli.render import Screen
 from qwqcli.repl import (
     COMMANDS,
     Chat,
@@ -31,6 +30,7 @@ from qwqcli.repl import (
     parse,
     run_chat,
 )
+from qwqcli.terminal import Screen
 from tests.fakes import Clock, Script, ScriptedEngine, Tty
 
 PASTE = "\x1b[200~{}\x1b[201~"

@@ -255,7 +255,10 @@ class _Reply:
             self.reasoning_tokens += 1
         else:
             self.answer_tokens += 1
-        return self._events(pieces)
+        events = self._events(pieces)
+        if inside and not self.splitter.inside:  # the closing tag has no text, but counts
+            events.insert(0, Reasoning("", self.reasoning_tokens))
+        return events
 
     def flush(self) -> list[Event]:
         """Events of what was held back: half a character, or what might have been a tag."""

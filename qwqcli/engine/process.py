@@ -131,14 +131,17 @@ class ProcessEngine:
     ) -> Iterator[Event]:
         self._last_id += 1
         self._child.send(wire.Ask(self._last_id, tuple(messages), sampling, thinking))
+        over = False
         try:
             for event in self._child.events(cancel, self._last_id):
                 said.note(event)
+                over = isinstance(event, Done)
                 yield event
-                if isinstance(event, Done):
+                if over:
                     return
-        except GeneratorExit:  # the caller has heard enough; bring the child to rest
-            self._child.drain(self._last_id)
+        except GeneratorExit:
+            if not over:  # the caller has heard enough; bring the child to rest
+                self._child.drain(self._last_id)
             raise
 
     def _loaded(self, cancel: Cancel) -> Iterator[Event]:

@@ -1,0 +1,27 @@
+"""Ctrl-C as a value: within `interruptible` it sets a flag that an engine is asked to look at."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from qwqcli.engine import Cancel
+
+
+@contextlib.contextmanager
+def interruptible(*, twice_leaves: bool = False) -> Iterator[Cancel]:
+    """Yield the question whether Ctrl-C was pressed; a second press may raise as it always did."""
+    pressed = False
+
+    def press(signum: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed and twice_leaves:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
