@@ -1,0 +1,329 @@
+"""Find, download, verify, reuse, list and remove model files.
+
+Contract: a `Hub` turns what a person types into an `Offer` with exact sizes and checksums, and an
+offer into files on this machine. `pull` is an iterator of small events; it ends with `Pulled`, or
+raises NetworkError, NoRoom, BadFile or UsageError. Whatever ends it, also kill -9, what has come is
+kept and the next pull goes on there. Closing the iterator stops it at once. No file gets its final
+name before its sha256 is right.
+Limits: GGUF files that have a published sha256; POSIX.
+Non-goals: choosing for the machine (the planner's), drawing progress, asking questions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwqcli import config
+from qwqcli.errors import NoRoom, QwqError, UsageError
+from qwqcli.gguf import ModelInfo
+from qwqcli.hub.events import (
+    Checking,
+    Chosen,
+    Event,
+    Found,
+    How,
+    Notice,
+    Progress,
+    Pulled,
+    Retrying,
+    Waiting,
+)
+from qwqcli.hub.library import Library, Model, Removed
+from qwqcli.hub.remote import remote_header
+from qwqcli.hub.reuse import Sums, find, shelves
+from qwqcli.hub.sources import (
+    Offer,
+    RemoteFile,
+    Source,
+    Want,
+    checked,
+    choose,
+    explain,
+    offers,
+    parse_want,
+    source_of,
+    tokens_for,
+)
+from qwqcli.hub.spans import Journal, held
+from qwqcli.hub.store import (
+    LOCK_MODE,
+    CachePlace,
+    FolderPlace,
+    Place,
+    cache_root,
+    disk_errors,
+    open_partial,
+    open_to_all,
+    same_file,
+)
+from qwqcli.hub.transfer import AGAIN, Content, Mover
+from qwqcli.hub.web import Policy, Web
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+__all__ = [
+    "Checking", "Chosen", "Event", "Found", "How", "Hub", "Model", "Notice", "Offer", "Policy",
+    "Progress", "Pulled", "RemoteFile", "Removed", "Retrying", "Source", "Waiting", "Want",
+]  # fmt: skip
+
+SPARE = 256 << 20  # bytes that stay free: a system without any room misbehaves
+SPARE_SHARE = 100  # or this part of the download, if that is more
+LOCK_LOOK_S = 0.25  # between two looks whether another process is done
+TRUE = ("1", "true", "yes", "on")
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this person may still write where `folder` is, or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+class Hub:
+    """Everything about model files for one person on one machine.
+
+    `source` is hf, modelscope, a URL of a mirror, or "" for what the environment says. `free` tells
+    the room on a disk.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        source: str = "",
+        offline: bool = False,
+        policy: Policy | None = None,
+        free: Callable[[Path], int] = free_bytes,
+    ) -> None:
+        self._environ, self._named, self._free = environ, source, free
+        self._policy = policy or Policy()
+        self._offline = offline or environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
+        self._cache = cache_root(environ)
+        self._shelves = shelves(environ)
+        folders = config.paths(environ)
+        self._sums = Sums(folders.cache / "known.json")
+        self._library = Library(folders.data / "models", self._cache, self._shelves)
+
+    def offers(self, text: str = "", revision: str = "") -> tuple[Offer, ...]:
+        """All that `text` can mean, see `parse_want`; "" is every quantization of QwQ-32B."""
+        want = parse_want(text, revision)
+        source = source_of(want.source or self._named, self._environ)
+        return offers(self._web(source), source, want)
+
+    def choose(self, text: str, revision: str = "") -> Offer:
+        """The one offer that `text` means. Raises UsageError with what there is if none is."""
+        want = parse_want(text, revision)
+        source = source_of(want.source or self._named, self._environ)
+        return choose(self._web(source), source, want)
+
+    def header(self, offer: Offer) -> ModelInfo:
+        """The header of a model that is not here yet: reads a few megabytes of it."""
+        return remote_header(self._web(offer.source), offer)
+
+    def models(self) -> tuple[Model, ...]:
+        """Every model on this machine: ours first, then those of other tools."""
+        return self._library.models()
+
+    def find(self, text: str) -> Model | None:
+        """The pulled model that `text` means, without asking the network."""
+        want = parse_want(text)
+        return self._library.find(want.repo, want.quantization, want.file)
+
+    def remove(self, model: Model) -> Removed:
+        """Delete a model that we brought. Raises UsageError if another tool owns it."""
+        with disk_errors(model.paths[0]):
+            return self._library.remove(model)
+
+    def adopt(self, path: Path) -> Model:
+        """Know the model at `path` by its name from now on; the file stays where it is."""
+        return self._library.adopt(path.expanduser())
+
+    def pull(self, offer: Offer, *, to: Path | None = None, reuse: bool = True) -> Iterator[Event]:
+        """Bring all files of `offer` here: into the Hugging Face cache, or the folder `to`."""
+        checked(offer)
+        place: Place = FolderPlace(to) if to is not None else CachePlace(self._cache, offer)
+        yield Chosen(
+            offer.repo, offer.quantization, offer.source.name, offer.commit,
+            tuple(file.path for file in offer.files), offer.size,
+        )  # fmt: skip
+        here: dict[str, tuple[Path, How]] = {}
+        for file in offer.files:
+            with disk_errors(place.partial(file)):
+                place.prepare(file)
+            found = yield from self._here(place, file, to, reuse)
+            if found is not None:
+                here[file.path] = found
+        received = 0
+        if len(here) < len(offer.files):
+            yield from self._room(offer, place, here)
+            received = yield from self._missing(offer, place, here)
+        paths = tuple(here[file.path][0] for file in offer.files)
+        how = [here[file.path][1] for file in offer.files]
+        self._library.record(offer, paths, how)
+        yield Pulled(offer.name, paths, "downloaded" if received else how[0], offer.size, received)
+
+    def _here(
+        self, place: Place, file: RemoteFile, to: Path | None, reuse: bool
+    ) -> Generator[Event, None, tuple[Path, How] | None]:
+        """The file if its content is on this machine already, and how we have it."""
+        kept = place.kept(file)
+        if kept is not None:
+            if (yield from self._sums.of(kept)) == file.sha256:
+                return kept, "kept"
+            if to is not None:
+                raise UsageError(f"{kept} is there already, and is another file.", "--to FOLDER")
+            yield Notice(f"{kept.name} in the cache is damaged; it is downloaded again.")
+        if not reuse:
+            return None
+        other = yield from find(self._shelves, self._sums, file.size, file.sha256)
+        if other is None:
+            return None
+        path, owner = other
+        yield Found(file.path, path, owner)
+        linked = place.link(file, path)
+        if linked is not None:
+            self._sums.remember(linked, file.sha256)
+            return linked, "linked"
+        return (path, "in place") if to is None else None
+
+    def _room(
+        self, offer: Offer, place: Place, here: Mapping[str, tuple[Path, How]]
+    ) -> Iterator[Notice]:
+        """See that the disk can hold what is still to come. Raises NoRoom."""
+        missing = [file for file in offer.files if file.path not in here]
+        folder = place.partial(missing[0]).parent
+        left = sum(file.size - held(self._journal(place, file).load()) for file in missing)
+        need, free = left + max(SPARE, left // SPARE_SHARE), self._free(folder)
+        if need > free:
+            raise NoRoom(
+                f"{offer.name} needs {need / 1e9:.1f} GB more under {folder}, which has"
+                f" {free / 1e9:.1f} GB free.",
+                "Make room, choose another disk with --to or HF_HOME, or a smaller quantization",
+            )
+        if open_to_all(folder):
+            yield Notice(f"Anyone on this machine can change {folder}; mend it: chmod o-w {folder}")
+
+    def _missing(
+        self, offer: Offer, place: Place, here: dict[str, tuple[Path, How]]
+    ) -> Generator[Event, None, int]:
+        """Download what is not in `here`, adding it; returns the bytes that came."""
+        received, count = 0, len(offer.files)
+        for number, file in enumerate(offer.files, 1):
+            if file.path in here:
+                continue
+            before = sum(other.size for other in offer.files if other.path in here)
+            path, came = yield from _counted(
+                self._download(offer, place, file), file, number, count, before, offer.size
+            )
+            received += came
+            here[file.path] = (path, "downloaded")
+        return received
+
+    def _download(
+        self, offer: Offer, place: Place, file: RemoteFile
+    ) -> Generator[Event, None, tuple[Path, int]]:
+        """One file, unless another process is faster; (path, bytes that came)."""
+        journal = self._journal(place, file)
+        with disk_errors(place.partial(file)):
+            lock = yield from _locked(place.lock(file), file, journal)
+            try:
+                kept = place.kept(file)
+                if kept is not None and self._sums.known(kept) == file.sha256:
+                    return kept, 0  # while we waited
+                return (yield from self._move(offer, place, file, journal))
+            finally:
+                lock.release()
+
+    def _move(
+        self, offer: Offer, place: Place, file: RemoteFile, journal: Journal
+    ) -> Generator[Event, None, tuple[Path, int]]:
+        """Download one file whose lock we hold; (path, bytes that came)."""
+        with _partial(place.partial(file)) as number:
+            content = Content(
+                file.path, offer.url(file), file.size, file.sha256,
+                lambda no: explain(no, offer.source, offer.repo),
+            )  # fmt: skip
+            mover = Mover(self._web(offer.source), content, number, journal)
+            yield from mover.run(journal.load())
+            path = _finished(place, file, number)
+            journal.remove()
+            self._sums.remember(path, file.sha256)
+            return path, mover.received
+
+    def _journal(self, place: Place, file: RemoteFile) -> Journal:
+        return Journal(place.partial(file), file.sha256, file.size)
+
+    def _web(self, source: Source) -> Web:
+        tokens = {} if self._offline else tokens_for(source, self._environ)
+        return Web(self._policy, tokens, self._offline)
+
+
+def _locked(
+    path: Path, file: RemoteFile, journal: Journal
+) -> Generator[Waiting, None, BaseFileLock]:
+    """The lock of a file, once no other process has it; yields that one's progress meanwhile."""
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    lock: BaseFileLock = FileLock(path, mode=LOCK_MODE)
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            return lock
+        except NotImplementedError:  # a file system without locks
+            lock = SoftFileLock(path)
+        except Timeout:
+            yield Waiting(file.path, held(journal.load()), file.size)
+            time.sleep(LOCK_LOOK_S)
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[int]:
+    number = open_partial(path)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+def _finished(place: Place, file: RemoteFile, number: int) -> Path:
+    """Have the disk take all of a checked file, then give it its final name."""
+    partial = place.partial(file)
+    os.ftruncate(number, file.size)  # an older partial file may have been longer
+    os.fsync(number)
+    if not same_file(number, partial):
+        raise QwqError(f"{partial.name} was removed while it was downloaded.", AGAIN)
+    return place.finish(file, partial)
+
+
+def _counted(
+    events: Generator[Event, None, tuple[Path, int]],
+    file: RemoteFile,
+    number: int,
+    count: int,
+    before: int,
+    total: int,
+) -> Generator[Event, None, tuple[Path, int]]:
+    """The events of one file, with its progress set into that of the whole pull."""
+    try:
+        while True:
+            event = next(events)
+            if isinstance(event, Progress):
+                done = before + event.done
+                eta_s = (total - done) / event.rate if event.rate > 0 else None
+                event = replace(
+                    event, number=number, count=count, done=done, total=total, eta_s=eta_s
+                )
+            yield event
+    except StopIteration as end:
+        result: tuple[Path, int] = end.value
+        return result
+    finally:
+        events.close()

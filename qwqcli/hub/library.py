@@ -1,0 +1,241 @@
+"""The models on this machine: those that qwq pulled, by their receipts, and those of other tools.
+
+Contract: every pull and import leaves a receipt, a small JSON file in qwq's data folder that says
+what it was, where it came from and where it is. What has a receipt can be removed; of a file that
+another tool brought, only the receipt or our own second name for it goes. Nothing else is deleted.
+Limits: a receipt is believed as to origin, never as to being there: that is looked at each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qwqcli.errors import UsageError
+from qwqcli.gguf import read_file_header, split_paths
+from qwqcli.hub.events import How
+from qwqcli.hub.reuse import Shelf, everything
+from qwqcli.hub.sources import Offer, quantization_of
+from qwqcli.hub.spans import write_file
+
+QWQ = "qwq"  # the owner of what we pulled
+REMOVE_WITH = {
+    "Ollama": "ollama rm NAME",
+    "Hugging Face": "hf cache rm REPO",
+    "LM Studio": "Remove it in LM Studio",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model on this machine. What is not known is ""; `used_s` is seconds since 1970."""
+
+    name: str
+    quantization: str
+    paths: tuple[Path, ...]  # all parts in order
+    size: int  # bytes of all parts
+    owner: str  # QWQ, or the tool that keeps it
+    used_s: float
+    how: tuple[How, ...] = ()  # of each path
+    repo: str = ""
+    revision: str = ""
+    commit: str = ""
+    source: str = ""
+    license: str = ""
+    sha256: tuple[str, ...] = ()
+    pulled: str = ""  # ISO 8601, UTC
+
+    @property
+    def ours(self) -> bool:
+        """Whether `remove` may be asked for it."""
+        return self.owner == QWQ
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What `remove` did: bytes freed, and files that stay because someone else has them."""
+
+    freed: int
+    stays: tuple[Path, ...]
+
+
+class Library:
+    """Receipts in `folder`, and the `shelves` of the other tools."""
+
+    def __init__(self, folder: Path, cache: Path, shelves: Sequence[Shelf]) -> None:
+        self._folder, self._cache, self._shelves = folder, cache, shelves
+
+    def models(self) -> tuple[Model, ...]:
+        """Everything that can be run from here: ours first, then that of other tools."""
+        ours = tuple(self._ours())
+        known = {path.resolve() for model in ours for path in model.paths}
+        return (*ours, *self._others(known))
+
+    def find(self, repo: str, quantization: str, file: str = "") -> Model | None:
+        """The pulled model that this means; "" means any."""
+        for model in self._ours():
+            names = [path.name for path in model.paths]
+            same = repo.lower() in ("", model.repo.lower())
+            if not repo and "qwq-32b" not in model.name.lower():
+                continue
+            if file:
+                same = same and file.rpartition("/")[2] in names
+            if same and quantization in ("", model.quantization):
+                return model
+        return None
+
+    def record(self, offer: Offer, paths: Sequence[Path], how: Sequence[How]) -> Model:
+        """Leave the receipt of a pull."""
+        whole = tuple(Path(os.path.abspath(path)) for path in paths)
+        return self._write(
+            Model(
+                name=offer.name,
+                quantization=offer.quantization,
+                paths=whole,
+                size=offer.size,
+                owner=QWQ,
+                used_s=0.0,
+                how=tuple(self._really(path, way) for path, way in zip(whole, how, strict=True)),
+                repo=offer.repo,
+                revision=offer.revision,
+                commit=offer.commit,
+                source=offer.source.endpoint,
+                license=offer.license,
+                sha256=tuple(file.sha256 for file in offer.files),
+            )
+        )
+
+    def _really(self, path: Path, how: How) -> How:
+        """How a file that was there already came: as an earlier receipt says, else not by us."""
+        if how != "kept":
+            return how
+        earlier = (dict(zip(model.paths, model.how, strict=False)) for model in self._ours())
+        return next((hows[path] for hows in earlier if path in hows), "in place")
+
+    def adopt(self, path: Path) -> Model:
+        """Know the model at `path` by name from now on, where it is.
+
+        Raises UsageError if there is no file, BadFile if it is no whole model.
+        """
+        info = read_file_header(path)
+        paths = tuple(Path(os.path.abspath(part)) for part in split_paths(path))
+        size = sum(part.stat().st_size for part in paths)
+        name = paths[0].name.removesuffix(".gguf")
+        how: tuple[How, ...] = ("imported",) * len(paths)
+        return self._write(Model(name, info.quantization, paths, size, QWQ, 0.0, how))
+
+    def remove(self, model: Model) -> Removed:
+        """Delete what qwq brought of `model`, and its receipt. Raises UsageError if not ours."""
+        if not model.ours:
+            raise UsageError(
+                f"{model.name} belongs to {model.owner}; qwq does not remove it.",
+                REMOVE_WITH.get(model.owner, f"Remove it yourself: {model.paths[0]}"),
+            )
+        freed, stays = 0, list[Path]()
+        for path, how in zip(model.paths, model.how, strict=True):
+            came, kept = (0, [path]) if how in ("imported", "in place") else self._drop(path)
+            freed += came
+            stays += kept
+        self._receipt(model).unlink(missing_ok=True)
+        return Removed(freed, tuple(stays))
+
+    def _drop(self, path: Path) -> tuple[int, list[Path]]:
+        """Delete one file of ours; (bytes freed, what stays)."""
+        if not path.is_symlink():
+            return _delete(path), []
+        blob = path.resolve()
+        path.unlink()
+        repo = next((p for p in path.parents if p.parent == self._cache), None)
+        if repo is None or not blob.is_relative_to(repo.resolve() / "blobs"):
+            return 0, [blob]  # a link that leads out of the repository is none of ours
+        pointers = (p for p in repo.glob("snapshots/*/**/*") if p.is_symlink())
+        used = any(pointer.resolve() == blob for pointer in pointers)
+        freed = 0 if used else _delete(blob)
+        _sweep(repo)
+        return freed, [blob] if used else []
+
+    def _ours(self) -> Iterator[Model]:
+        for path in sorted(self._folder.glob("*.json")):
+            model = _read(path)
+            if model is None:
+                continue
+            if all(part.exists() for part in model.paths):
+                yield model
+
+    def _others(self, known: set[Path]) -> Iterator[Model]:
+        parts: dict[Path, list[Any]] = {}
+        for item in everything(self._shelves):
+            if item.path.resolve() not in known and "mmproj" not in item.name.lower():
+                first = split_paths(item.path)[0]
+                parts.setdefault(first, []).append(item)
+        for items in parts.values():
+            items.sort(key=lambda item: item.name)
+            stem = re.sub(r"-\d{5}-of-\d{5}$", "", items[0].name.removesuffix(".gguf"))
+            yield Model(
+                name=items[0].name,
+                quantization=quantization_of(stem),
+                paths=tuple(item.path for item in items),
+                size=sum(item.size for item in items),
+                owner=items[0].owner,
+                used_s=max(item.used_s for item in items),
+            )
+
+    def _write(self, model: Model) -> Model:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        values = {**asdict(model), "paths": [str(path) for path in model.paths], "pulled": now}
+        write_file(self._receipt(model), json.dumps(values, indent=1).encode(), sync=True)
+        return model
+
+    def _receipt(self, model: Model) -> Path:
+        label = re.sub(r"[^\w.-]+", "--", model.name, flags=re.ASCII)[:100]
+        where = hashlib.sha256(str(model.paths[0]).encode()).hexdigest()[:8]
+        return self._folder / f"{label}-{where}.json"
+
+
+def _read(path: Path) -> Model | None:
+    """The model of a receipt; None if the file is none."""
+    try:
+        values = json.loads(path.read_bytes())
+        paths = tuple(Path(part) for part in values.pop("paths"))
+        values["sha256"], values["how"] = tuple(values["sha256"]), tuple(values["how"])
+        if len(values["how"]) != len(paths):
+            return None
+        used_s = max(part.stat().st_atime for part in paths)
+        return Model(**{**values, "paths": paths, "used_s": used_s})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _delete(path: Path) -> int:
+    """Delete a file; returns the bytes that this frees, which are none while it has other names."""
+    try:
+        about = path.lstat()
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return about.st_blocks * 512 if stat.S_ISREG(about.st_mode) and about.st_nlink == 1 else 0
+
+
+def _sweep(repo: Path) -> None:
+    """Take away what is empty in a repository's cache folder, as its last file goes."""
+    snapshots = sorted(repo.glob("snapshots/**/"), key=lambda p: -len(p.parts))
+    for folder in snapshots:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    for ref in [path for path in repo.glob("refs/**/*") if path.is_file()]:
+        with contextlib.suppress(OSError, ValueError):
+            if not (repo / "snapshots" / ref.read_text("ascii").strip()).exists():
+                ref.unlink()
+    for folder in (repo / "refs", repo / "blobs", repo):
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,132 @@
+"""Which bytes of a file are on disk, and a note of it that survives kill -9 and loss of power.
+
+Contract: a `Journal` beside a partial file says which spans of it can be trusted. The quick note is
+written often and not synced: after a kill the system still has every byte that was written, so it
+is trusted as long as the machine has not been restarted since. The safe note is written after the
+bytes have been synced to the disk, and is what counts after a restart. Whatever is wrong with a
+note makes it worth nothing, never an error: the checksum at the end is the judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+Spans: TypeAlias = tuple[tuple[int, int], ...]  # ascending, disjoint, each (start, end)
+
+MAX_NOTE = 4 << 20  # bytes; a note with 10,000 spans has 0.3 MB
+
+
+def gaps(spans: Iterable[tuple[int, int]], size: int) -> Spans:
+    """What `spans`, in any order, leave free between 0 and `size`."""
+    free, at = [], 0
+    for start, end in sorted(spans):
+        if start > at:
+            free.append((at, start))
+        at = max(at, end)
+    if at < size:
+        free.append((at, size))
+    return tuple(free)
+
+
+def held(spans: Spans) -> int:
+    """Bytes in all spans."""
+    return sum(end - start for start, end in spans)
+
+
+class Journal:
+    """The two notes about the partial file `partial` of a content of `size` bytes."""
+
+    def __init__(self, partial: Path, sha256: str, size: int) -> None:
+        self._partial = partial
+        self._about = {"version": 1, "sha256": sha256, "size": size}
+        # ".incomplete" lets `hf cache prune` sweep them together with the partial file
+        stem = partial.name.removesuffix(".incomplete")
+        self._quick = partial.with_name(f"{stem}-journal.incomplete")
+        self._safe = partial.with_name(f"{stem}-safe.incomplete")
+
+    def load(self) -> Spans:
+        """The spans that can be trusted in the partial file as it is now."""
+        quick = self._read(self._quick)
+        if quick is not None and quick.get("boot") == boot_id() != "":
+            return self._spans(quick)
+        safe = self._read(self._safe)
+        return self._spans(safe) if safe is not None else ()
+
+    def save(self, spans: Spans, inode: int, *, synced: bool = False) -> None:
+        """Note that `spans` are on disk. Raises OSError if the note cannot be written."""
+        note = {**self._about, "boot": boot_id(), "inode": inode, "have": spans}
+        path = self._safe if synced else self._quick
+        write_file(path, json.dumps(note).encode(), sync=synced)
+
+    def remove(self) -> None:
+        """The partial file has become a whole one, or is given up."""
+        for path in (self._quick, self._safe):
+            path.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> dict[str, object] | None:
+        try:
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                note = json.loads(file.read(MAX_NOTE))
+        except (OSError, ValueError, RecursionError):
+            return None
+        is_ours = isinstance(note, dict) and self._about.items() <= note.items()
+        return note if is_ours else None
+
+    def _spans(self, note: dict[str, object]) -> Spans:
+        """The spans of a note, if they are possible in the partial file."""
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            about = os.stat(self._partial, follow_symlinks=False)
+            spans = tuple((int(start), int(end)) for start, end in note["have"])  # type: ignore[attr-defined]
+            edges = [0, *(edge for span in spans for edge in span), about.st_size]
+            if note["inode"] == about.st_ino and edges == sorted(edges):
+                return spans
+        return ()
+
+
+def write_file(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Put `data` at `path` in one step: a reader sees the old file or the new one."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(scratch, flags, 0o644), "wb") as file:
+            file.write(data)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a loss of power, where the file system can."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+@functools.cache
+def boot_id() -> str:
+    """What tells this run of the machine from the next; "" if the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        pass
+    try:
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]  # macOS
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,266 @@
+"""Where model files live: the Hugging Face cache, or a folder of the person's choice.
+
+Contract: a `Place` knows for each file of an offer where it is collected, locked and finally kept.
+A file gets its final name by one rename, after its checksum; in the cache it then is what
+huggingface_hub itself would have left, so `hf` and llama.cpp take it as theirs, and the lock is the
+one that they wait for. Folders below the cache's root must be real: a link planted there could lead
+a download anywhere, and is refused.
+Limits: POSIX, symbolic links needed in the cache. On a network disk where locks do nothing, two
+machines that pull the same file at once disturb each other, and the checksum notices.
+Layout: huggingface.co/docs/huggingface_hub/guides/manage-cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from qwqcli.errors import BadFile, NoRoom, QwqError, UsageError
+from qwqcli.hub.sources import Offer, RemoteFile, safe_path
+from qwqcli.hub.spans import sync_folder, write_file
+
+LOCK_MODE = 0o664  # as huggingface_hub: people who share a cache wait for each other
+
+
+class Place(Protocol):
+    """What a pull needs to know of where its files go."""
+
+    def prepare(self, file: RemoteFile) -> None:
+        """Make the folders. Raises BadFile where a link has been planted."""
+
+    def partial(self, file: RemoteFile) -> Path:
+        """Where the bytes are collected."""
+
+    def lock(self, file: RemoteFile) -> Path:
+        """What must be locked meanwhile."""
+
+    def kept(self, file: RemoteFile) -> Path | None:
+        """The finished file, if one of the right size is there."""
+
+    def finish(self, file: RemoteFile, content: Path) -> Path:
+        """Give the file `content`, which is in our folder, its final name, and return that."""
+
+    def link(self, file: RemoteFile, other: Path) -> Path | None:
+        """Take `other`, a file of another tool, by a second name; None where that cannot be."""
+
+
+class CachePlace:
+    """The snapshot of one commit in the Hugging Face cache at `root`."""
+
+    def __init__(self, root: Path, offer: Offer) -> None:
+        self._root, self._offer = root, offer
+        name = f"models--{offer.repo.replace('/', '--')}"
+        self.folder = root / name
+        self._locks = root / ".locks" / name
+        self._snapshot = self.folder / "snapshots" / offer.commit
+
+    def prepare(self, file: RemoteFile) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        pointer = self._pointer(file)
+        for folder in (self.folder / "blobs", pointer.parent, self.folder / "refs", self._locks):
+            real_folder(self._root, folder)
+
+    def partial(self, file: RemoteFile) -> Path:
+        return self.folder / "blobs" / f"{file.sha256}.qwq.incomplete"
+
+    def lock(self, file: RemoteFile) -> Path:
+        return self._locks / f"{file.sha256}.lock"
+
+    def kept(self, file: RemoteFile) -> Path | None:
+        """The pointer of this file; made where only the blob is there."""
+        blob = self._blob(file)
+        if not _is_inside(blob, self._root) or not _has_size(blob, file.size):
+            return None
+        return self._point(file)
+
+    def finish(self, file: RemoteFile, content: Path) -> Path:
+        os.replace(content, self._blob(file))
+        sync_folder(self._blob(file).parent)
+        return self._point(file)
+
+    def link(self, file: RemoteFile, other: Path) -> Path | None:
+        scratch = self.partial(file).with_suffix(".link")
+        if not _linked(other, scratch):
+            return None
+        return self.finish(file, scratch)
+
+    def _blob(self, file: RemoteFile) -> Path:
+        return self.folder / "blobs" / file.sha256
+
+    def _pointer(self, file: RemoteFile) -> Path:
+        return self._snapshot / safe_path(file.path)
+
+    def _point(self, file: RemoteFile) -> Path:
+        """Have the name in the snapshot lead to the blob, and the revision to the commit."""
+        pointer, blob = self._pointer(file), self._blob(file)
+        if not (pointer.exists() and pointer.samefile(blob)):
+            scratch = pointer.with_name(f".{file.sha256[:12]}.{os.getpid()}.link")
+            scratch.unlink(missing_ok=True)
+            scratch.symlink_to(os.path.relpath(blob, pointer.parent))
+            os.replace(scratch, pointer)
+            sync_folder(pointer.parent)
+        self._note_revision()
+        return pointer
+
+    def _note_revision(self) -> None:
+        """refs/main, except that another source must not say what main is at Hugging Face."""
+        revision = self._offer.revision
+        foreign = self._offer.source.kind != "huggingface"
+        path = self.folder / "refs" / ("main" if foreign else safe_path(revision))
+        if revision == self._offer.commit or (foreign and path.exists()):
+            return
+        real_folder(self._root, path.parent)
+        write_file(path, self._offer.commit.encode())
+
+
+class FolderPlace:
+    """A plain folder, as given with --to. The files lie in it side by side."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.expanduser()
+
+    def prepare(self, file: RemoteFile) -> None:
+        if self._folder.exists() and not self._folder.is_dir():
+            raise UsageError(f"{self._folder} is not a folder.", "--to FOLDER")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._final(file).is_symlink():
+            raise _planted(self._final(file))
+
+    def partial(self, file: RemoteFile) -> Path:
+        return self._folder / f".{self._final(file).name}.{file.sha256[:16]}.qwq.incomplete"
+
+    def lock(self, file: RemoteFile) -> Path:
+        return self._folder / f".{self._final(file).name}.qwq.lock"
+
+    def kept(self, file: RemoteFile) -> Path | None:
+        final = self._final(file)
+        if final.exists() and not _has_size(final, file.size):
+            raise UsageError(
+                f"{final} is there already, and is another file.", "Choose another folder: --to"
+            )
+        return final if final.exists() else None
+
+    def finish(self, file: RemoteFile, content: Path) -> Path:
+        os.replace(content, self._final(file))
+        sync_folder(self._folder)
+        return self._final(file)
+
+    def link(self, file: RemoteFile, other: Path) -> Path | None:
+        return self._final(file) if _linked(other, self._final(file)) else None
+
+    def _final(self, file: RemoteFile) -> Path:
+        return self._folder / safe_path(file.path).rpartition("/")[2]
+
+
+def cache_root(environ: Mapping[str, str]) -> Path:
+    """The Hugging Face cache, found as huggingface_hub finds it; it need not exist."""
+    own = home(environ)
+    hugging_face = environ.get("HF_HOME") or str(
+        Path(environ.get("XDG_CACHE_HOME") or own / ".cache") / "huggingface"
+    )
+    default = str(Path(hugging_face) / "hub")
+    chosen = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or default
+    path = Path(os.path.expandvars(chosen))
+    return own / path.relative_to("~") if path.parts[:1] == ("~",) else path
+
+
+def home(environ: Mapping[str, str]) -> Path:
+    """The person's home folder."""
+    return Path(environ.get("HOME") or Path.home())
+
+
+def real_folder(root: Path, folder: Path) -> None:
+    """Make `folder`, and see that no step of it below `root` is a link. Raises BadFile."""
+    at = root
+    for part in folder.relative_to(root).parts:
+        at = at / part
+        with contextlib.suppress(FileExistsError):
+            at.mkdir()
+        if not stat.S_ISDIR(at.lstat().st_mode):
+            raise _planted(at)
+
+
+def open_partial(path: Path) -> int:
+    """A descriptor of the partial file, made if need be. Raises BadFile if it is not our own."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        number = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _planted(path) from None
+        raise unwritable(path, error) from error
+    about = os.fstat(number)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1 or about.st_uid != os.geteuid():
+        os.close(number)
+        raise _planted(path)
+    return number
+
+
+def same_file(number: int, path: Path) -> bool:
+    """Whether `path` still is the file behind the descriptor."""
+    try:
+        return os.path.samestat(os.fstat(number), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def open_to_all(folder: Path) -> bool:
+    """Whether anyone on this machine can replace files in `folder`."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Errors of the disk under `path` as ours."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> QwqError:
+    """What an error of the disk means for the person."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoRoom(f"The disk under {path.parent} is full.", "Make room, then run it again")
+    reason = error.strerror or str(error)
+    return QwqError(
+        f"{path} cannot be used: {reason}.", "Check who owns it, or choose a folder with --to"
+    )
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    """Whether `path` stays below `root` when links are followed; the Hub's own blobs may link."""
+    with contextlib.suppress(OSError, RuntimeError):
+        return path.resolve().is_relative_to(root.resolve())
+    return False
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        about = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISREG(about.st_mode) and about.st_size == size
+
+
+def _linked(other: Path, name: Path) -> bool:
+    """Give `other` a second name on the same disk, if the system lets us."""
+    try:
+        name.unlink(missing_ok=True)
+        os.link(other.resolve(), name)
+    except OSError:
+        return False
+    return True
+
+
+def _planted(path: Path) -> BadFile:
+    return BadFile(
+        f"{path} is a link or another's file where qwq expects its own.",
+        f"Look at it: ls -l {path}",
+    )
