@@ -1,9 +1,9 @@
 """What a model costs: bytes of weights, KV cache and compute buffer, and seconds per token.
 
 Contract: pure arithmetic on a `ModelInfo`. Weights and KV cache are exact. The compute buffer is a
-closed form that was fitted to llama.cpp's own reservations for QwQ-32B (commit 0c1e57098, the logits
-of one position, n_batch = n_ubatch): it follows the two moments of a layer at which most is alive,
-and is within 5 % for models of that kind. Speeds are predictions, good for about a third.
+closed form that was fitted to llama.cpp's own reservations for QwQ-32B (commit 0c1e57098, logits of
+one position, n_batch = n_ubatch): it follows the two moments of a layer at which most is alive, and
+is within 5 % for models of that kind. Speeds are predictions, good for about a third.
 Limits: models with plain attention; a sliding window, experts or recurrent state cost otherwise,
 and `known_architecture` says when.
 Non-goals: choosing anything (plan.py).
@@ -138,14 +138,24 @@ def _host_feed_forward(alive: _Alive) -> int:
     return alive.inputs + 3 * alive.ffn + rows * alive.hidden
 
 
+def pipeline_bytes(info: ModelInfo, cache: Cache) -> int:
+    """What several GPUs that hold all layers need on top: three more copies of their inputs.
+
+    llama.cpp keeps four in flight then (GGML_SCHED_MAX_COPIES): of the mask, and of the hidden
+    state that passes from one to the next.
+    """
+    alive = _Alive.of(info, cache)
+    return 3 * (alive.inputs + alive.hidden)
+
+
 # --- seconds -----------------------------------------------------------------------------------
 
 # Share of the memory bandwidth that token generation reaches: an RTX 3090 (936 GB/s) generates
 # 37.7 to 38.3 tokens/s with a 32B Q4_K_M, 0.78 of what its bandwidth would allow.
 EFFICIENCY = 0.8
-# Attention on the CPU waits for arithmetic, not for memory. Measured with SmolLM2-135M at a depth of
-# 2,048 tokens on 2 cores: 7 ms a token without flash attention, 28 ms with it, for 0.14 GFLOP.
-CPU_ATTENTION_FLOPS = {False: 10e9, True: 2.6e9}  # per core and second, by flash attention
+# Attention on the CPU waits for arithmetic, not for memory: per core and second, by flash
+# attention. Measured with QwQ's heads, 3,600 tokens deep, on one core with AVX-512 at 2.6 GHz.
+CPU_ATTENTION_FLOPS = {False: 15e9, True: 6.9e9}
 # Each change from one device to another and back costs a synchronisation and a copy of a row.
 SWITCH_S = 60e-6
 # Prompt processing: floating-point operations per byte of bandwidth. RTX 3090: 1,294 tokens/s with

@@ -1,0 +1,906 @@
+"""Which layers go where, with how much context: a `Plan` for a model, a machine and wishes. Pure.
+
+Contract: `make_plan` gives the first layout that fits, in the order in which a reasoner can spare
+things: KV cache f16 -> q8_0, context down to 16k, layers to the CPU, context below 16k (with a
+warning); `prefer` asks for another order. A plan explains each choice (`reasons`) and keeps a
+margin on every device. Weights and KV cache are llama.cpp's own bytes; the compute buffer is a
+closed form until `corrected` takes what a dry load measured.
+Limits: what happens on a GPU when llama.cpp computes there for layers in RAM is estimated.
+Non-goals: asking the machine (hardware.py), loading (engine), drawing (tables.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from qwqcli import costs, quants
+from qwqcli.costs import KV, Cache, Part
+from qwqcli.errors import NoRoom, UsageError
+from qwqcli.gguf import ModelInfo
+from qwqcli.hardware import Device, GiB, Machine, MiB
+
+Prefer = Literal["context", "speed", "quality"]
+FlashAttn = Literal["auto", "on", "off"]
+PREFERENCES: tuple[Prefer, ...] = ("context", "speed", "quality")
+
+MARGIN_BYTES = GiB  # llama.cpp's own fit keeps as much on each device
+NATIVE_CONTEXT = 32_768  # of QwQ-32B without YaRN: "original_max_position_embeddings"
+YARN_FACTOR = 4.0  # QwQ's model card
+ENOUGH_CONTEXT = 16_384  # tokens; below it a thought may be cut
+LEAST_CONTEXT = 4_096
+CONTEXT_STEP = 1_024
+BATCH, SMALL_BATCH = 512, 128
+# What macOS needs beside memory that the GPU has wired: it cannot be paged out.
+MACOS_BYTES = 4 * GiB
+DEFAULT_RAM_BANDWIDTH = 51.2e9  # two channels of DDR4-3200, where nothing better is known
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a person asks for; None leaves it to the plan. Bytes and tokens."""
+
+    n_ctx: int | None = None
+    kv: KV | None = None
+    prefer: Prefer | None = None
+    gpu_layers: int | None = None
+    flash_attn: FlashAttn | None = None
+    n_batch: int | None = None
+    threads: int | None = None
+    margin_bytes: int = MARGIN_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one device holds; `layers` counts the output layer. The last one is the RAM ("CPU")."""
+
+    name: str
+    layers: int
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    margin_bytes: int
+    free_bytes: int
+
+    @property
+    def used_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Tokens per second; None where a device's bandwidth is not known."""
+
+    prompt_tps: float | None
+    generation_tps: float | None
+
+    @property
+    def thought_s(self) -> float | None:
+        """Seconds for `costs.THOUGHT` tokens of thinking."""
+        return costs.THOUGHT / self.generation_tps if self.generation_tps else None
+
+
+@dataclass(frozen=True, slots=True)
+class Yarn:
+    """Rope scaling for contexts beyond the native one."""
+
+    factor: float
+    original_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to load a model on a machine, and why so."""
+
+    model: str
+    n_ctx: int
+    type_k: KV
+    type_v: KV
+    flash_attn: FlashAttn
+    n_batch: int
+    threads: int
+    gpu_layers: int  # llama.cpp's n_gpu_layers: the output layer is one of them
+    layers_total: int
+    cpu_ffn: tuple[int, ...]  # layers on a GPU whose feed-forward weights are in RAM
+    tensor_split: tuple[int, ...]  # layers of each device, if there are several
+    mmap: bool
+    yarn: Yarn | None
+    devices: tuple[Share, ...]
+    predicted: Predicted
+    compute_source: str  # "closed form", "estimate" or "dry load"
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def whole_layers(self) -> int:
+        """Layers that are on GPUs with all their weights."""
+        return self.gpu_layers - len(self.cpu_ffn)
+
+    def placement(self) -> dict[str, Any]:
+        """What `engine.native.Placement` takes."""
+        return {
+            "n_ctx": self.n_ctx,
+            "n_batch": self.n_batch,
+            "gpu_layers": self.gpu_layers,
+            "tensor_split": self.tensor_split,
+            "cpu_ffn": self.cpu_ffn,
+            "type_k": self.type_k,
+            "type_v": self.type_v,
+            "flash_attn": self.flash_attn,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """All that a layout depends on. `surplus`: bytes by which a dry load was above the formula."""
+
+    info: ModelInfo
+    machine: Machine
+    want: Want
+    surplus: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Devices that report memory; one with none cannot be planned for."""
+        return tuple(device for device in self.machine.devices if device.free_bytes > 0)
+
+    @property
+    def total(self) -> int:
+        return self.info.n_layers + 1
+
+    @property
+    def ram_budget(self) -> int:
+        return self.machine.ram_free_bytes - self.want.margin_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One thing to try: the most context in a range, with all layers on GPUs, some, or none.
+
+    Without a GPU all three mean the same.
+    """
+
+    kv: KV
+    most: int
+    least: int
+    where: Literal["gpus", "split", "ram"] = "gpus"
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A way to place a model: layers from `start` on are on the devices, `counts` on each."""
+
+    cache: Cache
+    start: int
+    counts: tuple[int, ...]
+    cpu_ffn: int  # of the first layers, this many feed-forward parts are in RAM
+    shares: tuple[Share, ...]
+    predicted: Predicted
+
+    @property
+    def gpu_layers(self) -> int:
+        return sum(self.counts)
+
+
+def make_plan(
+    info: ModelInfo,
+    machine: Machine,
+    want: Want | None = None,
+    *,
+    surplus: Mapping[str, int] | None = None,
+) -> Plan:
+    """The plan for `info` on `machine`.
+
+    Raises UsageError for a wish that cannot be meant, NoRoom if nothing fits.
+    """
+    case = _Case(info, machine, want or Want(), surplus or {})
+    _check(case)
+    plan = _first_fit(case)
+    if plan is None:
+        raise _no_room(case)
+    return plan
+
+
+def _first_fit(case: _Case) -> Plan | None:
+    for stage in _stages(case):
+        layout = _search(case, stage)
+        if layout is not None:
+            return _describe(case, layout)
+    return None
+
+
+def corrected(
+    info: ModelInfo, machine: Machine, want: Want, plan: Plan, measured: Mapping[str, int]
+) -> Plan:
+    """`plan` with the compute buffers that a dry load of it measured, by llama.cpp's names.
+
+    Made anew where they are larger than what was left for them.
+    """
+    compute = _by_share(plan, measured)
+    exact = _with_compute(plan, compute)
+    if all(share.used_bytes + share.margin_bytes <= share.free_bytes for share in exact.devices):
+        return exact
+    above = {s.name: max(compute.get(s.name, 0) - s.compute_bytes, 0) for s in plan.devices}
+    again = make_plan(info, machine, want, surplus=above)
+    return again if again.placement() != plan.placement() else exact
+
+
+def _by_share(plan: Plan, measured: Mapping[str, int]) -> dict[str, int]:
+    """Buffer types belong to the device of their name (RPC0[host:port]), others to the RAM."""
+    names = [share.name for share in plan.devices]
+    found: dict[str, int] = {}
+    for buffer, n_bytes in measured.items():
+        name = buffer.partition("[")[0]
+        owner = name if name in names else "CPU"
+        found[owner] = found.get(owner, 0) + n_bytes
+    return found
+
+
+def _with_compute(plan: Plan, compute: Mapping[str, int]) -> Plan:
+    shares = tuple(replace(s, compute_bytes=compute.get(s.name, 0)) for s in plan.devices)
+    reasons = tuple(r for r in plan.reasons if not r.startswith(_COMPUTE))
+    said = f"{_COMPUTE} is llama.cpp's own figure, from a dry load."
+    return replace(plan, devices=shares, compute_source="dry load", reasons=(*reasons, said))
+
+
+# --- wishes ------------------------------------------------------------------------------------
+
+
+def is_qwq(info: ModelInfo) -> bool:
+    """Whether this is QwQ-32B, which we know by heart."""
+    named = "qwq" in f"{info.name} {info.basename}".lower()
+    return named and info.architecture == "qwen2" and info.n_embd == quants.N_EMBD
+
+
+def native_context(info: ModelInfo) -> int:
+    """Tokens that the model handles without rope scaling; 0 if the file does not say."""
+    return min(info.n_ctx_train, NATIVE_CONTEXT) if is_qwq(info) else info.n_ctx_train
+
+
+def _check(case: _Case) -> None:
+    """Refuse wishes that cannot be meant, before anything is computed from them."""
+    want, info = case.want, case.info
+    if want.n_ctx is not None:
+        _check_context(want.n_ctx, info)
+    if want.gpu_layers is not None and want.gpu_layers < 0:
+        raise UsageError("--gpu-layers cannot be negative.", "--gpu-layers 0 is the CPU alone")
+    if want.kv is not None and not costs.can_hold(info, want.kv):
+        raise UsageError(f"The heads of this model cannot be stored in {want.kv}.", "Try --kv f16")
+    if want.kv not in (None, "f16") and want.flash_attn == "off":
+        raise UsageError(
+            f"A KV cache in {want.kv} needs flash attention.", "Leave out --flash-attn off"
+        )
+    if want.gpu_layers and not case.devices:
+        raise UsageError(
+            "There is no GPU that this build of llama.cpp can use for --gpu-layers.", "qwq doctor"
+        )
+
+
+def _check_context(n_ctx: int, info: ModelInfo) -> None:
+    if n_ctx < 1:
+        raise UsageError(f"A context of {n_ctx:,} tokens holds nothing.", "Try --ctx 16384")
+    if 0 < info.n_ctx_train < n_ctx:
+        raise UsageError(
+            f"This model was trained for {info.n_ctx_train:,} tokens of context, not for"
+            f" {n_ctx:,}.",
+            f"Try --ctx {info.n_ctx_train}",
+        )
+
+
+def _contexts(case: _Case) -> tuple[int, int, int]:
+    """The context to aim at, the one that is enough, the least; all the same if one was asked."""
+    asked = case.want.n_ctx
+    if asked is not None:
+        return asked, asked, asked
+    goal = min(native_context(case.info) or ENOUGH_CONTEXT, NATIVE_CONTEXT)
+    return goal, min(goal, ENOUGH_CONTEXT), min(goal, LEAST_CONTEXT)
+
+
+def _stages(case: _Case) -> list[_Stage]:
+    """What is tried, in order."""
+    goal, enough, least = _contexts(case)
+    first: KV = case.want.kv or "f16"
+    last: KV = case.want.kv or ("q8_0" if _may_quantize(case) else "f16")
+    match case.want.prefer:
+        case "context":
+            order = [_Stage(first, goal, goal), _Stage(last, goal, goal)]
+            return [*order, *_spill(case, last, goal, least)]
+        case "speed":
+            order = [_Stage(first, goal, goal), _Stage(last, goal, least)]
+            return [*order, *_spill(case, last, enough, least)]
+        case "quality":
+            order = [_Stage(first, goal, enough), *_spill(case, first, enough, least)]
+            return [*order, *_spill(case, last, enough, least)]
+    order = [_Stage(first, goal, goal), _Stage(last, goal, goal), _Stage(last, goal, enough)]
+    return [*order, *_spill(case, last, enough, least)]
+
+
+def _spill(case: _Case, kv: KV, enough: int, least: int) -> Iterator[_Stage]:
+    """Into RAM, with `enough` context and then with less.
+
+    Where the GPU shares the RAM, leaving the GPU frees nothing: there it comes last of all.
+    """
+    yield _Stage(kv, enough, enough, "split")
+    if all(device.kind != "unified" for device in case.devices):
+        yield _Stage(kv, enough, enough, "ram")
+    yield _Stage(kv, enough, least, "split")
+    yield _Stage(kv, enough, least, "ram")
+
+
+def _may_quantize(case: _Case) -> bool:
+    return costs.can_hold(case.info, "q8_0") and case.want.flash_attn != "off"
+
+
+# --- the search --------------------------------------------------------------------------------
+
+
+def _search(case: _Case, stage: _Stage) -> _Layout | None:
+    """The layout with the most context that fits."""
+    most, least = stage.most, stage.least
+    steps = [most, *range(most - 1 - (most - 1) % CONTEXT_STEP, least, -CONTEXT_STEP), least]
+    steps = sorted({step for step in steps if least <= step <= most})
+    found = _fit(case, stage, steps[-1])
+    if found is not None or len(steps) == 1:
+        return found
+    low, high = -1, len(steps) - 1  # steps[low] fits, steps[high] does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        layout = _fit(case, stage, steps[middle])
+        if layout is None:
+            high = middle
+        else:
+            low, found = middle, layout
+    return found
+
+
+def _fit(case: _Case, stage: _Stage, n_ctx: int) -> _Layout | None:
+    """A layout with this context."""
+    want, kv = case.want, stage.kv
+    if not case.devices or want.gpu_layers == 0 or stage.where == "ram":
+        return None if want.gpu_layers else _host_layout(case, kv, n_ctx)
+    cache = Cache(n_ctx, kv, kv, want.flash_attn != "off", want.n_batch or BATCH)
+    if want.gpu_layers is not None:
+        return _placed(case, cache, max(case.total - want.gpu_layers, 0), 0)
+    if stage.where == "gpus":
+        return _placed(case, cache, 0, 0)
+    # the output layer alone on a GPU would be of no use
+    layers = _fewest(case.total - 2, lambda start: _placed(case, cache, start, 0))
+    parts = _fewest(case.info.n_layers, lambda n: _placed(case, cache, 0, n))
+    return _faster(layers, parts)
+
+
+def _fewest(most: int, place: Callable[[int], _Layout | None]) -> _Layout | None:
+    """The layout that keeps the fewest (1 to `most`) in RAM, if any fits."""
+    low, high, found = 0, most, place(most)
+    if found is None:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        layout = place(middle)
+        if layout is None:
+            low = middle
+        else:
+            high, found = middle, layout
+    return found
+
+
+def _faster(layers: _Layout | None, parts: _Layout | None) -> _Layout | None:
+    """Whole layers in RAM or only feed-forward weights: by predicted speed, else the former."""
+    if layers is None or parts is None:
+        return layers or parts
+    one, other = layers.predicted.generation_tps, parts.predicted.generation_tps
+    return parts if one is not None and other is not None and other > one else layers
+
+
+def _host_layout(case: _Case, kv: KV, n_ctx: int) -> _Layout | None:
+    """Everything in RAM."""
+    for cache in _host_caches(case, kv, n_ctx):
+        layout = _placed(case, cache, case.total, 0)
+        if layout is not None:
+            return layout
+    return None
+
+
+def _host_caches(case: _Case, kv: KV, n_ctx: int) -> Iterator[Cache]:
+    """Without flash attention, which is slower on a CPU, as long as that fits.
+
+    Then small batches save memory, and only K is quantized: V would need flash attention.
+    """
+    want = case.want
+    if want.flash_attn != "on" and (kv == "f16" or want.kv is None):
+        for n_batch in [want.n_batch] if want.n_batch else [BATCH, SMALL_BATCH]:
+            yield Cache(n_ctx, kv, "f16", False, n_batch)
+    if want.flash_attn == "on" or (kv != "f16" and want.flash_attn != "off"):
+        yield Cache(n_ctx, kv, kv, True, want.n_batch or BATCH)
+
+
+def _placed(case: _Case, cache: Cache, start: int, cpu_ffn: int) -> _Layout | None:
+    """Layers from `start` on the devices, feed-forward weights of the first `cpu_ffn` in RAM."""
+    everything = start == 0 and cpu_ffn == 0
+    items = _items(case, cache, cpu_ffn)[start:]
+    compute = [_device_compute(case, cache, device, everything) for device in case.devices]
+    budgets = [
+        device.free_bytes - case.want.margin_bytes - reserved
+        for device, reserved in zip(case.devices, compute, strict=True)
+    ]
+    counts = _spread(items, budgets)
+    if counts is None:
+        return None
+    shares = _shares(case, cache, start, cpu_ffn, counts)
+    if not _ram_suffices(case, shares):
+        return None
+    predicted = _predict(case, cache, shares, start, cpu_ffn)
+    return _Layout(cache, start, counts, cpu_ffn, shares, predicted)
+
+
+def _items(case: _Case, cache: Cache, cpu_ffn: int) -> list[int]:
+    """Bytes that each layer brings to its device, weights and KV; the output layer last."""
+    info = case.info
+    rows = zip(info.layer_bytes, info.layer_ffn_bytes, costs.kv_bytes(info, cache), strict=True)
+    items = [
+        weights - (ffn if layer < cpu_ffn else 0) + kv
+        for layer, (weights, ffn, kv) in enumerate(rows)
+    ]
+    return [*items, costs.output_bytes(info)]
+
+
+def _spread(items: Sequence[int], budgets: Sequence[int]) -> tuple[int, ...] | None:
+    """How many items, in order, each device gets so that all are filled to the same share."""
+    if not items:
+        return (0,) * len(budgets)
+    best = _fill(items, budgets, 1.0)
+    if best is None or len(budgets) == 1:
+        return best
+    low, high = 0.0, 1.0
+    for _ in range(16):  # to a share of 1/65536: finer than a layer
+        middle = (low + high) / 2
+        counts = _fill(items, budgets, middle)
+        if counts is None:
+            low = middle
+        else:
+            high, best = middle, counts
+    return best
+
+
+def _fill(items: Sequence[int], budgets: Sequence[int], share: float) -> tuple[int, ...] | None:
+    counts, at = [], 0
+    for budget in budgets:
+        room, began = int(budget * share), at
+        while at < len(items) and items[at] <= room:
+            room -= items[at]
+            at += 1
+        counts.append(at - began)
+    return tuple(counts) if at == len(items) else None
+
+
+def _device_compute(case: _Case, cache: Cache, device: Device, everything: bool) -> int:
+    """Compute buffer of a device that has layers, with what comes on top of it."""
+    info = case.info
+    alone = everything and len(case.devices) == 1
+    n_bytes = costs.device_compute(info, cache, info.n_layers, alone)
+    if everything and len(case.devices) > 1:
+        n_bytes += costs.pipeline_bytes(info, cache)
+    elif not everything and device.kind == "gpu":
+        # for a batch the GPU computes with weights that are in RAM: one matrix at a time visits it
+        n_bytes += max(info.layer_ffn_bytes, default=0) // 2
+    return n_bytes + case.surplus.get(device.name, 0)
+
+
+def _shares(
+    case: _Case, cache: Cache, start: int, cpu_ffn: int, counts: Sequence[int]
+) -> tuple[Share, ...]:
+    """What every device and the RAM hold."""
+    info, kv = case.info, costs.kv_bytes(case.info, cache)
+    everything = start == 0 and cpu_ffn == 0
+    weights = [
+        *(
+            layer - (info.layer_ffn_bytes[at] if at < cpu_ffn else 0)
+            for at, layer in enumerate(info.layer_bytes)
+        ),
+        costs.output_bytes(info),
+    ]
+    cells = [*kv, 0]
+    shares, at = [], start
+    for device, count in zip(case.devices, counts, strict=True):
+        held = sum(weights[at : at + count])
+        if _maps_file(device, everything):
+            held += info.embedding_bytes + info.other_bytes
+        compute = _device_compute(case, cache, device, everything) if count else 0
+        if count == 1 and at == info.n_layers:
+            compute = costs.device_compute(info, cache, 0, False)
+        shares.append(
+            Share(
+                device.name,
+                count,
+                held,
+                sum(cells[at : at + count]),
+                compute,
+                case.want.margin_bytes if count else 0,
+                device.free_bytes,
+            )
+        )
+        at += count
+    return (*shares, _host_share(case, cache, start, cpu_ffn, sum(cells[:start])))
+
+
+def _maps_file(device: Device, everything: bool) -> bool:
+    """Metal maps the range of the file from its first to its last tensor: the embedding too."""
+    return device.backend == "MTL" and everything
+
+
+def _host_share(case: _Case, cache: Cache, start: int, cpu_ffn: int, kv: int) -> Share:
+    info = case.info
+    mapped = any(_maps_file(device, start == 0 and cpu_ffn == 0) for device in case.devices)
+    weights = sum(info.layer_bytes[:start]) + sum(info.layer_ffn_bytes[:cpu_ffn])
+    if not mapped:
+        weights += info.embedding_bytes + info.other_bytes
+    if start > info.n_layers:
+        weights += info.output_bytes  # a tied one is the embedding, which is counted
+    layers = min(start, info.n_layers)
+    compute = costs.host_compute(info, cache, layers, cpu_ffn) + case.surplus.get("CPU", 0)
+    count = start  # the output layer is the last to come to the CPU
+    return Share(
+        "CPU", count, weights, kv, compute, case.want.margin_bytes, case.machine.ram_free_bytes
+    )
+
+
+def _ram_suffices(case: _Case, shares: Sequence[Share]) -> bool:
+    """RAM holds its own share, and those of devices that have no memory of their own."""
+    kinds = {device.name: device.kind for device in case.devices}
+    used = sum(s.used_bytes for s in shares if kinds.get(s.name, "unified") == "unified")
+    return used <= case.ram_budget
+
+
+def _predict(
+    case: _Case, cache: Cache, shares: Sequence[Share], start: int, cpu_ffn: int
+) -> Predicted:
+    info, machine = case.info, case.machine
+    per_token = costs.kv_bytes(info, replace(cache, n_ctx=256))
+    row = sum(per_token) // 256 // max(info.n_layers, 1)
+    used = [share for share in shares if share.layers or share.name == "CPU"]
+    parts = []
+    for share in used:
+        device = next((d for d in case.devices if d.name == share.name), None)
+        weights = share.weights_bytes
+        if device is None:
+            weights -= info.embedding_bytes + info.other_bytes  # of which one row is read
+            if start > info.n_layers and costs.output_bytes(info) != info.output_bytes:
+                weights += info.embedding_bytes  # as the output layer, all of it
+        layers = min(share.layers, info.n_layers)
+        parts.append(
+            Part(
+                kind=device.kind if device else "cpu",
+                bandwidth=device.bandwidth if device else ram_bandwidth(machine),
+                weights=max(weights, 0),
+                kv_per_token=row * layers,
+                attention_layers=layers,
+                params_share=max(weights, 0) / max(info.tensor_bytes, 1),
+            )
+        )
+    switches = 2 * cpu_ffn + len([share for share in used if share.layers])
+    cores = case.want.threads or machine.cores
+    copies = any(device.kind != "remote" for device in case.devices) and start <= info.n_layers
+    return Predicted(
+        costs.prompt_tps(info, cache, parts, cores, copies),
+        costs.generation_tps(info, cache, parts, cores, switches),
+    )
+
+
+def ram_bandwidth(machine: Machine) -> float:
+    """Bytes per second; a usual desktop's where it is not known."""
+    return machine.ram_bandwidth or DEFAULT_RAM_BANDWIDTH
+
+
+# --- the plan and its reasons ------------------------------------------------------------------
+
+_COMPUTE = "The compute buffer"
+
+
+def _describe(case: _Case, layout: _Layout) -> Plan:
+    info, cache, want = case.info, layout.cache, case.want
+    flash: FlashAttn = "off"
+    if cache.flash_attn:
+        flash = "on" if cache.type_v != "f16" or want.flash_attn == "on" else "auto"
+    yarn = None
+    if is_qwq(info) and cache.n_ctx > NATIVE_CONTEXT and info.rope.scaling == "none":
+        yarn = Yarn(YARN_FACTOR, NATIVE_CONTEXT)
+    several = len(case.devices) > 1 and layout.gpu_layers > 0
+    unified = any(device.kind == "unified" for device in case.devices)
+    in_ram = layout.start > 0 or layout.cpu_ffn > 0
+    plan = Plan(
+        model=" ".join(part for part in (info.name, info.quantization) if part) or "the model",
+        n_ctx=cache.n_ctx,
+        type_k=cache.type_k,
+        type_v=cache.type_v,
+        flash_attn=flash,
+        n_batch=cache.n_batch,
+        threads=want.threads or case.machine.cores,
+        gpu_layers=layout.gpu_layers,
+        layers_total=case.total,
+        cpu_ffn=tuple(range(layout.cpu_ffn)),
+        tensor_split=layout.counts if several else (),
+        mmap=not (unified and in_ram and layout.gpu_layers),
+        yarn=yarn,
+        devices=layout.shares,
+        predicted=layout.predicted,
+        compute_source="closed form" if costs.known_architecture(info) else "estimate",
+    )
+    return replace(
+        plan,
+        reasons=tuple(_reasons(case, layout, plan)),
+        warnings=tuple(_warnings(case, plan)),
+    )
+
+
+def _reasons(case: _Case, layout: _Layout, plan: Plan) -> Iterator[str]:
+    """Every choice in a sentence, the largest first."""
+    yield _why_layers(case, layout, plan)
+    yield _why_kv(case, plan)
+    yield _why_context(case, plan)
+    yield _why_flash(plan)
+    yield from _why_rest(case, plan)
+    yield _why_speed(case, plan)
+
+
+def _why_layers(case: _Case, layout: _Layout, plan: Plan) -> str:
+    names = _names([s.name for s in plan.devices if s.layers and s.name != "CPU"])
+    if not case.devices:
+        return "All layers are on the CPU: llama.cpp sees no GPU here."
+    if case.want.gpu_layers is not None:
+        return f"{plan.gpu_layers} of {plan.layers_total} layers on the GPU, as asked."
+    if not plan.gpu_layers:
+        return "All layers are on the CPU: no GPU has room for even a part of the model."
+    if plan.cpu_ffn:
+        return _why_ffn(case, layout, plan, names)
+    if plan.gpu_layers == plan.layers_total:
+        spread = (
+            f", {' + '.join(map(str, layout.counts))} by free memory" if plan.tensor_split else ""
+        )
+        return f"All {plan.layers_total} layers fit on {names}{spread}."
+    return (
+        f"{plan.gpu_layers} of {plan.layers_total} layers fit on {names}; the rest is in RAM, which"
+        " sets the speed."
+    )
+
+
+def _why_ffn(case: _Case, layout: _Layout, plan: Plan, names: str) -> str:
+    text = (
+        f"All attention and the KV cache are on {names}; the feed-forward weights of"
+        f" {len(plan.cpu_ffn)} of {plan.layers_total - 1} layers are in RAM"
+    )
+    other = _fewest(case.total - 2, lambda start: _placed(case, layout.cache, start, 0))
+    here = plan.predicted.generation_tps
+    there = other.predicted.generation_tps if other else None
+    if here and there and other:
+        return (
+            f"{text}: predicted {here:.1f} tokens/s, against {there:.1f} with {other.gpu_layers}"
+            " whole layers on the GPU, because attention over a long thought is slow on a CPU."
+        )
+    return f"{text}: whole layers do not fit better."
+
+
+def _why_kv(case: _Case, plan: Plan) -> str:
+    size = _gib(sum(share.kv_bytes for share in plan.devices))
+    if case.want.kv is not None:
+        return f"KV cache in {plan.type_k} as asked: {size}."
+    if plan.type_k == "f16":
+        return f"KV cache in f16, the model's own precision: {size}."
+    if plan.type_v == "f16":
+        return (
+            f"K of the KV cache in {plan.type_k}: {size} in all. V stays in f16, because a"
+            " quantized one needs flash attention, which is slow on the CPU."
+        )
+    return (
+        f"KV cache in {plan.type_k}: {size}, about half of f16, and nearly free of loss (KL"
+        " divergence 0.001). It is the first thing to give."
+    )
+
+
+def _why_context(case: _Case, plan: Plan) -> str:
+    goal, enough, _ = _contexts(case)
+    text = f"Context {plan.n_ctx:,} tokens"
+    if case.want.n_ctx is not None:
+        return f"{text}, as asked."
+    if plan.n_ctx == goal:
+        native = "what the model handles without rope scaling"
+        return (
+            f"{text}: {native if goal < NATIVE_CONTEXT or is_qwq(case.info) else 'room to think'}."
+        )
+    if plan.n_ctx > enough:
+        return f"{text}: the most that leaves all layers where they are."
+    if plan.n_ctx == enough:
+        return f"{text}: a reasoner should not have less, so layers moved before it."
+    return f"{text}: more does not fit, whatever else gives."
+
+
+def _why_flash(plan: Plan) -> str:
+    if plan.flash_attn == "off":
+        return "Flash attention off: on the CPU it halves the speed in a long thought."
+    if plan.gpu_layers == 0:
+        return "Flash attention on: a quantized KV cache needs it, though it is slow on the CPU."
+    if plan.flash_attn == "on":
+        return "Flash attention on: a quantized KV cache needs it."
+    return "Flash attention where the GPU can: it saves memory and time."
+
+
+def _why_rest(case: _Case, plan: Plan) -> Iterator[str]:
+    if plan.yarn:
+        yield (
+            f"YaRN by {plan.yarn.factor:g}, because {plan.n_ctx:,} tokens are more than the native"
+            f" {plan.yarn.original_context:,}; it costs some quality on short texts."
+        )
+    if plan.n_batch < BATCH and not case.want.n_batch:
+        yield f"Batches of {plan.n_batch} tokens, which take less memory for their attention."
+    if not plan.mmap:
+        yield "The file is read, not mapped: a mapped one would count as Metal's memory whole."
+    yield (
+        f"{_gib(case.want.margin_bytes)} is left free on each device, for the desktop, the driver"
+        " and what llama.cpp does not announce."
+    )
+    if plan.compute_source == "closed form":
+        yield f"{_COMPUTE} follows from the model's shape, within 5 %; a dry load makes it exact."
+    else:
+        yield (
+            f"{_COMPUTE} is an estimate: the architecture '{case.info.architecture}' is not one"
+            f" that qwq knows ({', '.join(costs.KNOWN_ARCHITECTURES)})."
+        )
+    if case.machine.ram_bandwidth is None and plan.whole_layers < plan.layers_total:
+        yield "The RAM is taken for dual-channel DDR4-3200 (51 GB/s): its speed is not known."
+
+
+def _why_speed(case: _Case, plan: Plan) -> str:
+    speed = plan.predicted
+    if speed.generation_tps is None or speed.thought_s is None:
+        unknown = _names([d.description for d in case.devices if not d.bandwidth])
+        return f"No speed is predicted: the memory bandwidth of {unknown} is not known."
+    prompt = f", prompts at about {speed.prompt_tps:,.0f}" if speed.prompt_tps else ""
+    return (
+        f"Predicted: about {speed.generation_tps:.1f} tokens/s{prompt}; {costs.THOUGHT:,} tokens of"
+        f" thinking take about {minutes(speed.thought_s)}."
+    )
+
+
+def minutes(seconds: float) -> str:
+    """`50 s`, `4 min 20 s`, `1 h 5 min`; to ten seconds, since it is a prediction."""
+    whole = max(round(seconds / 10) * 10, 10)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _warnings(case: _Case, plan: Plan) -> Iterator[str]:
+    if plan.n_ctx < min(ENOUGH_CONTEXT, native_context(case.info) or ENOUGH_CONTEXT):
+        yield f"With {plan.n_ctx:,} tokens of context a long thought may be cut."
+    if plan.type_k == "q4_0":
+        yield "A KV cache in q4_0 makes long thoughts err more often; q8_0 does not."
+    for unused in case.machine.unused:
+        if plan.gpu_layers == 0:
+            yield f"{unused.name} is here, but this build cannot use it: {unused.install}"
+    for device in case.machine.devices:
+        if device.free_bytes <= 0:
+            yield f"{device.name} does not say how much memory it has, so nothing is put on it."
+    yield from _wired(case, plan)
+
+
+def _wired(case: _Case, plan: Plan) -> Iterator[str]:
+    """On a Mac: the line that lets the GPU have more, where that makes a difference."""
+    metal = [d for d in case.machine.devices if d.backend == "MTL"]
+    most = case.machine.ram_total_bytes - MACOS_BYTES
+    if not metal or metal[0].total_bytes >= most or case.want.gpu_layers is not None:
+        return
+    raised = replace(metal[0], free_bytes=most, total_bytes=most)
+    machine = replace(case.machine, devices=(raised,))
+    try:
+        better = make_plan(case.info, machine, case.want)
+    except NoRoom:
+        return
+    if (better.whole_layers, better.n_ctx) <= (plan.whole_layers, plan.n_ctx):
+        return
+    share = better.devices[0]
+    limit = -(-(share.used_bytes + share.margin_bytes) // MiB)
+    yield (
+        f"sudo sysctl iogpu.wired_limit_mb={limit} would allow {better.whole_layers} of"
+        f" {better.layers_total} layers on the GPU and {better.n_ctx:,} tokens of context."
+        f" macOS keeps {_gib(case.machine.ram_total_bytes - limit * MiB)}: with more open than"
+        " that, it may swap or freeze. Undo: sudo sysctl iogpu.wired_limit_mb=0 (or restart)."
+    )
+
+
+def _no_room(case: _Case) -> NoRoom:
+    """Nothing fits: say what was the least that was tried, and what would fit."""
+    info = case.info
+    need = _gib(info.tensor_bytes)
+    have = [f"{d.name} has {_gib(d.free_bytes)}" for d in case.devices]
+    have.append(f"RAM has {_gib(case.machine.ram_free_bytes)}")
+    wish = f" with {case.want.n_ctx:,} tokens of context" if case.want.n_ctx else ""
+    return NoRoom(
+        f"There is no room for {info.quantization or 'this model'}{wish}: its weights need {need};"
+        f" {_names(have)} free.",
+        _smaller(case),
+    )
+
+
+def _smaller(case: _Case) -> str:
+    """The quantization of QwQ-32B to take instead, else what else could be done."""
+    if is_qwq(case.info):
+        name = recommended(options(case.machine, case.want))
+        if name and quants.BY_NAME[name].file_bytes < case.info.file_bytes:
+            return f"Take a smaller quantization: qwq plan {name}"
+    if case.want.gpu_layers is not None:
+        return "Leave out --gpu-layers"
+    if case.want.n_ctx is not None and case.want.n_ctx > LEAST_CONTEXT:
+        return f"Try --ctx {max(case.want.n_ctx // 2, LEAST_CONTEXT)}"
+    return "Close other programs, or take a smaller model"
+
+
+# --- which quantization ------------------------------------------------------------------------
+
+# KL divergence from f16 on Llama-3-8B. Up to q6_k nobody can tell; iq3_xs (0.139) is the last
+# that published comparisons still recommend, and 32B models lose less than 8B ones.
+LOSSLESS_KLD, ACCEPTABLE_KLD = 0.005, 0.15
+DOMINATED = ("q5_0", "q4_0")  # K-quants of their size lose less
+PATIENCE = 1.75  # a better quantization may take so many times as long as the fastest acceptable
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A quantization of QwQ-32B and its plan; None if it does not fit."""
+
+    quant: quants.Quant
+    plan: Plan | None
+
+    @property
+    def whole(self) -> bool:
+        """All of it on GPUs, with enough context for a reasoner."""
+        plan = self.plan
+        if plan is None or plan.n_ctx < ENOUGH_CONTEXT:
+            return False
+        return plan.whole_layers == plan.layers_total
+
+
+def options(machine: Machine, want: Want) -> list[Option]:
+    """Every quantization of QwQ-32B with its plan, the largest first."""
+    found = []
+    for quant in quants.QUANTS:
+        case = _Case(quants.model_info(quant), machine, want)
+        _check(case)
+        found.append(Option(quant, _first_fit(case)))
+    return found
+
+
+def recommended(found: Sequence[Option]) -> str | None:
+    """The name of the one to take; None if nothing fits.
+
+    The best that fits whole, up to where the loss ends; else the best that is not much slower than
+    the fastest acceptable one; else the best that fits at all.
+    """
+    known = [o for o in found if o.plan and o.quant.kld is not None]
+    sensible = [
+        option
+        for option in known
+        if LOSSLESS_KLD <= (option.quant.kld or 0) <= ACCEPTABLE_KLD
+        and option.quant.name not in DOMINATED
+    ]
+    whole = [o for o in sensible if o.whole]
+    if whole:
+        return whole[0].quant.name
+    if sensible:
+        fastest = max(_speed(option) for option in sensible)
+        return next(o.quant.name for o in sensible if _speed(o) * PATIENCE >= fastest)
+    return known[0].quant.name if known else None
+
+
+def _speed(option: Option) -> float:
+    return (option.plan.predicted.generation_tps if option.plan else None) or 0.0
+
+
+def _names(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / GiB:.1f} GiB"

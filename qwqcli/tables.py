@@ -1,0 +1,173 @@
+"""Draws plans, quantizations and checks as tables, or as the values of a JSON object.
+
+Contract: a table goes to the `Output` it is given, with colour only on a terminal; names that come
+from files or drivers are shown as text (`visible`). In a pipe the width does not depend on a
+window, so that the output can be compared.
+Non-goals: deciding anything; replies and errors (render.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from qwqcli.costs import THOUGHT
+from qwqcli.hardware import Machine
+from qwqcli.plan import Option, Plan, minutes
+from qwqcli.terminal import ASCII, Output, visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+GB, GiB = 10**9, 2**30
+PIPE_WIDTH = 110
+
+
+def plan_object(plan: Plan) -> dict[str, Any]:
+    """The keys that scripts may rely on. `gpu_layers` counts layers that are wholly on GPUs."""
+    keys = ("name", "weights_bytes", "kv_bytes", "compute_bytes", "free_bytes")
+    tps = plan.predicted
+    return {
+        "gpu_layers": plan.whole_layers,
+        "layers_total": plan.layers_total,
+        "n_ctx": plan.n_ctx,
+        "type_k": plan.type_k,
+        "type_v": plan.type_v,
+        "flash_attn": plan.flash_attn,
+        "devices": [{key: getattr(share, key) for key in keys} for share in plan.devices],
+        "predicted": {
+            "prompt_tps": _rounded(tps.prompt_tps),
+            "generation_tps": _rounded(tps.generation_tps),
+        },
+        "reasons": [*plan.reasons, *plan.warnings],
+    }
+
+
+def option_object(option: Option, recommended: str | None) -> dict[str, Any]:
+    """One quantization; `plan` is null if it does not fit."""
+    quant = option.quant
+    return {
+        "quantization": quant.name,
+        "file_bytes": quant.file_bytes,
+        "approximate": quant.approximate,
+        "kl_divergence": quant.kld,
+        "recommended": quant.name == recommended,
+        "plan": plan_object(option.plan) if option.plan else None,
+    }
+
+
+def show_plan(plan: Plan, machine: Machine, out: Output) -> None:
+    """The memory table, the reasons and the warnings."""
+    context = f"{plan.n_ctx:,} tokens of context"
+    out.write(f"{visible(plan.model)} on {visible(machine.name)}: {_where(plan)}, {context}\n\n")
+    table = _table(out, ("Device", "Layers", "Weights", "KV cache", "Compute", "Margin", "Free"))
+    for share in plan.devices:
+        sizes = (share.weights_bytes, share.kv_bytes, share.compute_bytes, share.margin_bytes)
+        cells = [_gib(size) for size in (*sizes, share.free_bytes)]
+        table.add_row(visible(share.name), str(share.layers), *cells)
+    _print(table, out)
+    for reason in plan.reasons:
+        out.write(f"{out.symbols.bullet}{visible(reason)}\n")
+    for warning in plan.warnings:
+        out.write(f"{out.red('warning:')} {visible(warning)}\n")
+
+
+def show_options(
+    options: Sequence[Option], recommended: str | None, machine: Machine, out: Output
+) -> None:
+    """Every quantization of QwQ-32B, the recommended one marked and why."""
+    out.write(f"QwQ-32B on {visible(machine.name)}{_devices(machine)}\n\n")
+    thought = f"{THOUGHT // 1000}k tokens"
+    heads = ("", "Quant", "Size", "Where", "Context", "KV", "Tokens/s", thought, "Loss")
+    table = _table(out, heads)
+    for option in options:
+        table.add_row(*_option_cells(option, recommended))
+    _print(table, out)
+    notes = [
+        "Sizes with ~ are rounded. Context is what the plan gives. Tokens/s are predicted.",
+        "Loss is the KL divergence from f16, measured on Llama-3-8B: good for the order alone.",
+    ]
+    for note in [*notes, why_recommended(options, recommended)]:
+        out.write(f"{note}\n")
+
+
+def why_recommended(options: Sequence[Option], recommended: str | None) -> str:
+    """One sentence; the first thing to type at its end."""
+    chosen = next((o for o in options if o.quant.name == recommended), None)
+    if chosen is None or chosen.plan is None:
+        return "No quantization of QwQ-32B fits here: it needs 10 GB of free memory at least."
+    name = chosen.quant.name
+    if chosen.whole:
+        reason = "the best that is wholly on the GPU with room to think"
+    elif (chosen.quant.kld or 1) <= 0.15:
+        reason = "nothing fits the GPU whole, and a better one would be much slower"
+    else:
+        reason = "nothing better fits, but so small a quantization often errs"
+    return f"> {name}: {reason}. See: qwq plan {name}"
+
+
+def _option_cells(option: Option, recommended: str | None) -> list[str]:
+    quant, plan = option.quant, option.plan
+    size = f"{'~' if quant.approximate else ''}{quant.file_bytes / GB:.1f} GB"
+    loss = f"{quant.kld:.3f}" if quant.kld is not None else "-"
+    mark = ">" if quant.name == recommended else ""
+    if plan is None:
+        return [mark, quant.name, size, "does not fit", "", "", "", "", loss]
+    thought = plan.predicted.thought_s
+    return [
+        mark,
+        quant.name,
+        size,
+        _where(plan),
+        f"{plan.n_ctx:,}",
+        plan.type_k,
+        f"{plan.predicted.generation_tps:.1f}" if plan.predicted.generation_tps else "-",
+        minutes(thought) if thought else "-",
+        loss,
+    ]
+
+
+def _where(plan: Plan) -> str:
+    if plan.gpu_layers == 0:
+        return "CPU"
+    if plan.whole_layers == plan.layers_total:
+        return f"GPU, all {plan.layers_total} layers"
+    if plan.cpu_ffn:
+        return f"GPU, FFN of {len(plan.cpu_ffn)} in RAM"
+    return f"GPU, {plan.gpu_layers} of {plan.layers_total} layers"
+
+
+def _devices(machine: Machine) -> str:
+    parts = [f"{visible(d.description)} ({_gib(d.free_bytes)} free)" for d in machine.devices]
+    parts.append(f"RAM ({_gib(machine.ram_free_bytes)} free)")
+    return ": " + ", ".join(parts)
+
+
+def _table(out: Output, heads: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    style = box.ASCII if out.symbols is ASCII else box.SIMPLE_HEAD
+    table = Table(box=style, pad_edge=False, show_edge=False, header_style="bold")
+    numbers = ("Size", "Layers", "Weights", "KV cache", "Compute", "Margin", "Free", "Context")
+    for head in heads:
+        right = head in (*numbers, "Tokens/s", "Loss") or "tokens" in head
+        table.add_column(head, justify="right" if right else "left", no_wrap=True)
+    return table
+
+
+def _print(table: Table, out: Output) -> None:
+    width = out.size()[0] if out.terminal else PIPE_WIDTH
+    console = out.console()
+    with console.capture() as capture:
+        console.print(table, width=width)
+    rows = capture.get().split("\n")
+    out.write("\n".join(row.rstrip() for row in rows) + "\n")
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / GiB:.1f} GiB"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
