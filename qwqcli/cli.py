@@ -18,13 +18,11 @@ import typer
 
 from qwqcli import __version__, catalog, config
 from qwqcli.engine.process import ProcessEngine, open_engine
-from qwqcli.errors import INTERRUPTED, QwqError, UsageError
+from qwqcli.errors import INTERRUPTED, ClosedPipe, QwqError, UsageError
 from qwqcli.gguf import read_file_header
 from qwqcli.interrupt import interruptible
 from qwqcli.messages import Message
 from qwqcli.terminal import Output, Screen
-
-CLOSED_PIPE = 141  # what a shell reports for a command that SIGPIPE ended
 
 app = typer.Typer(
     name="qwq",
@@ -204,6 +202,11 @@ def main(argv: Sequence[str] | None = None, env: Env | None = None) -> int:
     env = env or Env()
     try:
         result: Any = app(args=argv, prog_name="qwq", standalone_mode=False, obj=env)
+    except ClosedPipe as error:
+        # what is still in Python's own buffer must not fail again when it closes stdout
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), env.stdout.fileno())
+        return error.exit_code
     except QwqError as error:
         return _fail(error, env)
     except typer.TyperException as error:
@@ -211,11 +214,6 @@ def main(argv: Sequence[str] | None = None, env: Env | None = None) -> int:
         return _fail(UsageError(error.format_message(), hint), env)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # who read our output has left; Python must not complain when it closes stdout
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), env.stdout.fileno())
-        return CLOSED_PIPE
     return result if isinstance(result, int) else 0
 
 

@@ -7,7 +7,8 @@ QwqError                 1  anything below that has no code of its own
 ├── BadFile              5  a model file that is not what it should be
 ├── EngineError          6  llama.cpp refused, or its process died
 │   └── ContextFull      7  the conversation does not fit into the context
-└── NoAnswer             7  the reply ended inside its thought: there is no answer
+├── NoAnswer             7  the reply ended inside its thought: there is no answer
+└── ClosedPipe         141  who read our output has left; nothing is said
 
 Ctrl-C ends in 130. Each error says in one sentence what is wrong, and its `hint` is the next
 thing to type. Foreign exceptions become one of these in the module that owns the library.
@@ -63,6 +64,12 @@ class ContextFull(EngineError):
     """The conversation does not fit into the context window."""
 
     exit_code = 7
+
+
+class ClosedPipe(QwqError):
+    """Who read our output has left. A shell reports the same for a command ended by SIGPIPE."""
+
+    exit_code = 141
 
 
 class NoAnswer(QwqError):

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from qwqcli.errors import ClosedPipe
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -110,10 +112,13 @@ class Output:
     def write(self, text: str) -> None:
         """Write and flush; a character that the encoding lacks is written as its code."""
         try:
-            self._stream.write(text)
-        except UnicodeEncodeError:
-            self._stream.write("".join(map(self._fallback, text)))
-        self._stream.flush()
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                self._stream.write("".join(map(self._fallback, text)))
+            self._stream.flush()
+        except BrokenPipeError as error:
+            raise ClosedPipe("The reader of our output has left.") from error
 
     def flush(self) -> None:
         self._stream.flush()

@@ -319,8 +319,9 @@ def test_ctrl_c_at_any_moment(delay: float, environ: dict[str, str]) -> None:
     time.sleep(delay + 0.15)  # the interpreter itself needs this long before it listens to us
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=10)
-    assert child.returncode in (0, 130)
-    assert b"Traceback" not in err or delay == 0.0
+    # before the interpreter has set up its own handler, the system ends it: quiet as well
+    assert child.returncode in (0, 130, -signal.SIGINT)
+    assert b"Traceback" not in err
 
 
 def test_closed_pipe_is_quiet(environ: dict[str, str]) -> None:

@@ -115,8 +115,8 @@ def test_cancel_ends_with_done_and_keeps_what_was_said(engine: LlamaEngine, aske
 
 def test_cancel_within_prompt_processing(smol: LlamaEngine) -> None:
     """A long prompt is stopped between two batches, and what was processed is reused."""
-    long = [Message("user", "All work and no play. " * 200)]
-    events = list(smol.stream(long, GREEDY, after(3)))
+    long = [Message("user", "All work and no play. " * 120)]
+    events = list(smol.stream(long, GREEDY, after(2)))
     assert done(events).stop == "interrupted"
     assert not thought(events) + answer(events)
     processed = [e for e in events if isinstance(e, Prompting)][-1].done

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import rpc_server
 
 from qwqcli.engine import Engine, EngineSpec, wire
 from qwqcli.engine.llama import LlamaEngine
@@ -127,7 +128,7 @@ def test_killed_while_loading(tiny_spec: EngineSpec, cache: Path) -> None:
 def test_killed_while_prompting(smollm_spec: EngineSpec, cache: Path) -> None:
     """Killed within prompt processing, nothing was said yet: the question is asked again."""
     engine = ProcessEngine(smollm_spec, cache)
-    long = [Message("user", "All work and no play. " * 300)]
+    long = [Message("user", "All work and no play. " * 100)]
     events: list[Event] = []
     for event in engine.stream(long, replace(GREEDY, max_tokens=3)):
         if isinstance(event, Prompting) and not notices(events):
@@ -161,6 +162,36 @@ def test_death_between_two_turns(engine: ProcessEngine) -> None:
     events = list(engine.stream(SUM, GREEDY))
     assert "killed" in notices(events)
     assert "133" in text(events)
+
+
+@pytest.mark.skipif(not rpc_server.available(), reason="llama.cpp was built without GGML_RPC")
+def test_device_that_vanishes_in_mid_reply(tiny_spec: EngineSpec, cache: Path) -> None:
+    """A device that is gone makes native code abort; the talk goes on without it."""
+    with rpc_server.running() as (endpoint, server):
+        spec = replace(tiny_spec, rpc=endpoint, gpu_layers=999)
+        engine = ProcessEngine(spec, cache)
+        assert engine.info().placement == "7 of 7 layers on the GPU"
+        events: list[Event] = []
+        for event in engine.stream(SUM, GREEDY):
+            if isinstance(event, Reasoning) and server.poll() is None:
+                server.kill()
+                server.wait()
+            events.append(event)
+        assert stop(events) == "died"
+        assert "SIGABRT" in notices(events)
+        assert "without the RPC device" in notices(events)
+        assert "133" in text(list(engine.stream(SUM, GREEDY)))
+        assert engine.info().placement == "all layers on the CPU"
+        engine.close()
+
+
+@pytest.mark.skipif(not rpc_server.available(), reason="llama.cpp was built without GGML_RPC")
+def test_no_device_at_the_endpoint(tiny_spec: EngineSpec, cache: Path) -> None:
+    """An RPC server that does not answer is an error with what to do, not a crash."""
+    engine = ProcessEngine(replace(tiny_spec, rpc="127.0.0.1:9", gpu_layers=999), cache)
+    with pytest.raises(EngineError, match="No RPC server answers at"):
+        engine.info()
+    engine.close()
 
 
 def test_bad_model_is_an_error_here(tmp_path: Path, cache: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from qwqcli.engine import FlashAttn
 from qwqcli.errors import BadFile, EngineError, UsageError
 from qwqcli.messages import Sampling
 
+RPC_CONNECT_S = 3.0  # an RPC server is in the same room
 LOG_LINES = 400  # the end of llama.cpp's own log, kept for error messages and for the placement
 
 _DEBUG, _WARNING, _CONTINUED = 1, 3, 5  # ggml_log_level; a CONT continues the line before it
@@ -80,14 +82,24 @@ def add_rpc_device(endpoint: str) -> None:
             "CMAKE_ARGS=-DGGML_RPC=on pip install --force-reinstall --no-cache-dir"
             " llama-cpp-python",
         )
+    _check_answers(endpoint)  # llama.cpp would abort the process
     registry = add_server(endpoint.encode())
-    if not registry:
-        raise EngineError(
-            f"No RPC server answers at {endpoint}.", "Start the server, or leave out --rpc"
-        )
     register = _ggml("ggml_backend_register", None, ctypes.c_void_p)
     assert register is not None
     register(registry)
+
+
+def _check_answers(endpoint: str) -> None:
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"'{endpoint}' is not an address.", "--rpc 127.0.0.1:50052")
+    try:
+        socket.create_connection((host, int(port)), RPC_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"No RPC server answers at {endpoint}: {error}.",
+            "Start the server, or leave out --rpc",
+        ) from error
 
 
 def _ggml(name: str, result: Any, *arguments: Any) -> Callable[..., Any] | None:

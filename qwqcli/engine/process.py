@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -275,7 +276,9 @@ class _Child:
             yield value
 
     def drain(self, request: int) -> None:
-        """Cancel `request` and pass over what is left of its reply."""
+        """Cancel `request` and pass over what is left of its reply; nothing once it is closed."""
+        if self._errors.closed:
+            return
         with contextlib.suppress(Died):
             self.send(wire.Cancel(request))
             for value in self.events(never, request):
@@ -318,4 +321,5 @@ class _Child:
         self._errors.seek(0)
         lines = self._errors.read()[-4096:].decode("utf-8", "replace").split("\n")
         lines = [line.strip() for line in lines if line.strip()]
-        return f": {lines[-1][:200]}" if lines else ""
+        # an abort begins with the source file that it stands in, as the build machine named it
+        return f": {re.sub(r'^.*?[^ ]+:[0-9]+: ', '', lines[-1])[:200]}" if lines else ""
