@@ -84,7 +84,7 @@ class Repo:
 class Body:
     """The bytes of a file, in memory or on disk."""
 
-    source: bytes | Path
+    source: bytes | Path = field(repr=False)
     sha256: str
 
     @classmethod

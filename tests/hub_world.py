@@ -24,7 +24,7 @@ FAST = Policy(
     patience_s=3.0,
     tries=3,
     piece=256 << 10,
-    split=64 << 10,
+    split=1 << 30,
 )
 
 
@@ -39,7 +39,7 @@ class World:
 
     server: HubServer
     home: Path
-    data: bytes = field(default_factory=model_bytes)
+    data: bytes = field(default_factory=model_bytes, repr=False)
     policy: Policy = FAST
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class World:
             "HOME": str(self.home),
             "HF_ENDPOINT": self.server.url,
             "OLLAMA_MODELS": str(self.home / "ollama"),
-            "MODELSCOPE_ENDPOINT": f"{self.server.url}/",
+            "MODELSCOPE_ENDPOINT": self.server.url.replace("127.0.0.1", "localhost") + "/",
             "QWQ_DATA_DIR": str(self.home / "qwq-data"),
             "QWQ_CACHE_DIR": str(self.home / "qwq-cache"),
         }

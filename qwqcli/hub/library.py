@@ -130,8 +130,10 @@ class Library:
         paths = tuple(Path(os.path.abspath(part)) for part in split_paths(path))
         size = sum(part.stat().st_size for part in paths)
         name = paths[0].name.removesuffix(".gguf")
-        how: tuple[How, ...] = ("imported",) * len(paths)
-        return self._write(Model(name, info.quantization, paths, size, QWQ, 0.0, how))
+        how: How = "imported"
+        return self._write(
+            Model(name, info.quantization, paths, size, QWQ, 0.0, (how,) * len(paths))
+        )
 
     def remove(self, model: Model) -> Removed:
         """Delete what qwq brought of `model`, and its receipt. Raises UsageError if not ours."""

@@ -138,7 +138,7 @@ def parse_want(text: str, revision: str = "") -> Want:
 
 def source_of(text: str, environ: Mapping[str, str]) -> Source:
     """The source named hf, modelscope or by a URL; "" is HF_ENDPOINT, else Hugging Face."""
-    modelscope = environ.get("MODELSCOPE_ENDPOINT") or MODELSCOPE
+    modelscope = (environ.get("MODELSCOPE_ENDPOINT") or MODELSCOPE).rstrip("/")
     known = {
         "": environ.get("HF_ENDPOINT") or HUGGING_FACE,
         "hf": HUGGING_FACE,

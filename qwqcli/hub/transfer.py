@@ -38,6 +38,7 @@ RATE_S = 8.0  # the rate shown is that of the last seconds
 FRUITFUL = 64 << 10  # bytes that make a connection that failed a good one all the same
 JOIN_S = 2.0  # a thread that does not end by then is in a name look-up; it cannot write any more
 EXPIRED = frozenset({400, 401, 403, 404, 410})  # what a CDN says to an outdated link
+MAX_REFUSALS = 8  # of links in a row: some for each connection that may have an old one
 AGAIN = "Run the same command again: it goes on where it stopped"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -73,27 +74,32 @@ class _Link:
     def __init__(self, content: Content) -> None:
         self._content = content
         self._direct = ""
+        self._refusals = 0  # of the CDN, in a row
 
     def open(self, line: Line, headers: dict[str, str]) -> Reply:
         """A reply with the bytes. Raises Transient, or the error of a final no."""
         direct = self._direct
-        if direct:
-            try:
-                return line.get(direct, headers)
-            except Refused as no:
-                if no.status not in EXPIRED:
-                    raise self._content.explain(no) from None
-                self.forget(direct)
         try:
-            reply = line.get(self._content.url, headers)
+            reply = line.get(direct or self._content.url, headers)
         except Refused as no:
-            if no.status == 416:
-                raise _changed(self._content, "is shorter than announced") from None
-            raise self._content.explain(no) from None
-        self._check(reply)
+            raise self._meaning(no, direct) from None
+        if not direct:
+            self._check(reply)
+        self._refusals = 0
         if origin(reply.url) != origin(self._content.url):
             self._direct = reply.url
         return reply
+
+    def _meaning(self, no: Refused, direct: str) -> Exception:
+        """A CDN that refuses is asked again by a new link, a hub is believed."""
+        self.forget(direct)
+        from_cdn = origin(no.url) != origin(self._content.url)
+        if no.status == 416:
+            return _changed(self._content, "is shorter than announced")
+        if from_cdn and no.status in EXPIRED and self._refusals < MAX_REFUSALS:
+            self._refusals += 1
+            return Transient(f"{host(no.url)} refuses an outdated link (HTTP {no.status})")
+        return self._content.explain(no)
 
     def forget(self, direct: str = "") -> None:
         """Ask the hub again next time; with an argument only if that is still the link."""
@@ -205,6 +211,7 @@ class Mover:
             self._halt([*needed, *helpers])
         if self._failure is not None:
             raise self._failure
+        yield self._progress(meter)
 
     def _progress(self, meter: _Meter) -> Progress:
         done = self.done

@@ -269,19 +269,20 @@ def show(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def checked_url(url: str) -> str:
-    """`url` if it can be asked for. Raises NetworkError for any other scheme than http(s)."""
+def checked_url(url: str, base: str = "") -> str:
+    """`url`, seen from `base`, if it can be asked for. Raises NetworkError if it is not http(s)."""
     try:
-        parts = urlsplit(url)
+        whole = urljoin(base, url)
+        parts = urlsplit(whole)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an address that is none
+    except ValueError:  # an address or a port that is none
         usable = False
     if not usable:
         raise NetworkError(
-            f"The server sends us to {url[:60]!r}, which is not a web address.",
+            f"{host(base)} sends us to {url[:60]!r}, which is not a web address.",
             "Check HF_ENDPOINT, or use another --source",
         )
-    return quote(url, safe=_URL_SAFE)
+    return quote(whole, safe=_URL_SAFE)
 
 
 def retry_after(value: str | None) -> float | None:
@@ -300,7 +301,7 @@ def retry_after(value: str | None) -> float | None:
 def _redirected(url: str, location: str | None) -> str:
     if not location:
         raise Transient(f"{host(url)} redirects to nowhere")
-    target = checked_url(urljoin(url, location))
+    target = checked_url(location, url)
     if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
         raise NetworkError(
             f"{host(url)} redirects to {host(target)} without encryption.", "Use another --source"
