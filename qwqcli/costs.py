@@ -138,12 +138,18 @@ def _host_feed_forward(alive: _Alive) -> int:
     return alive.inputs + 3 * alive.ffn + rows * alive.hidden
 
 
-def pipeline_bytes(info: ModelInfo, cache: Cache) -> int:
-    """What several GPUs that hold all layers need on top: three more copies of their inputs.
+def pipeline_bytes(info: ModelInfo, cache: Cache, *, first: bool) -> int:
+    """What each of several GPUs that hold all layers needs on top.
 
-    llama.cpp keeps four in flight then (GGML_SCHED_MAX_COPIES): of the mask, and of the hidden
-    state that passes from one to the next.
+    llama.cpp then keeps four batches in flight (GGML_SCHED_MAX_COPIES): three more copies of the
+    inputs, four of the hidden state that comes in, and of what the layer before it leaves beside.
     """
+    alive = _Alive.of(info, cache)
+    return 3 * alive.inputs + (4 if first else 8) * alive.hidden
+
+
+def pipeline_host_bytes(info: ModelInfo, cache: Cache) -> int:
+    """What the same costs in RAM, on top of `host_compute`."""
     alive = _Alive.of(info, cache)
     return 3 * (alive.inputs + alive.hidden)
 

@@ -477,10 +477,9 @@ def _fill(items: Sequence[int], budgets: Sequence[int], share: float) -> tuple[i
 def _device_compute(case: _Case, cache: Cache, device: Device, everything: bool) -> int:
     """Compute buffer of a device that has layers, with what comes on top of it."""
     info = case.info
-    alone = everything and len(case.devices) == 1
-    n_bytes = costs.device_compute(info, cache, info.n_layers, alone)
+    n_bytes = costs.device_compute(info, cache, info.n_layers, everything)
     if everything and len(case.devices) > 1:
-        n_bytes += costs.pipeline_bytes(info, cache)
+        n_bytes += costs.pipeline_bytes(info, cache, first=device == case.devices[0])
     elif not everything and device.kind == "gpu":
         # for a batch the GPU computes with weights that are in RAM: one matrix at a time visits it
         n_bytes += max(info.layer_ffn_bytes, default=0) // 2
@@ -539,6 +538,8 @@ def _host_share(case: _Case, cache: Cache, start: int, cpu_ffn: int, kv: int) ->
         weights += info.output_bytes  # a tied one is the embedding, which is counted
     layers = min(start, info.n_layers)
     compute = costs.host_compute(info, cache, layers, cpu_ffn) + case.surplus.get("CPU", 0)
+    if start == 0 and cpu_ffn == 0 and len(case.devices) > 1:
+        compute += costs.pipeline_host_bytes(info, cache)
     count = start  # the output layer is the last to come to the CPU
     return Share(
         "CPU", count, weights, kv, compute, case.want.margin_bytes, case.machine.ram_free_bytes

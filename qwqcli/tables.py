@@ -64,7 +64,9 @@ def show_plan(plan: Plan, machine: Machine, out: Output) -> None:
     for share in plan.devices:
         sizes = (share.weights_bytes, share.kv_bytes, share.compute_bytes, share.margin_bytes)
         cells = [_gib(size) for size in (*sizes, share.free_bytes)]
-        table.add_row(visible(share.name), str(share.layers), *cells)
+        in_ram = share.name == "CPU" and plan.cpu_ffn
+        layers = f"FFN of {len(plan.cpu_ffn)}" if in_ram else str(share.layers)
+        table.add_row(visible(share.name), layers, *cells)
     _print(table, out)
     for reason in plan.reasons:
         out.write(f"{out.symbols.bullet}{visible(reason)}\n")
@@ -157,10 +159,11 @@ def _table(out: Output, heads: Sequence[str]) -> Table:
 
 
 def _print(table: Table, out: Output) -> None:
-    width = out.size()[0] if out.terminal else PIPE_WIDTH
     console = out.console()
+    if not out.terminal:
+        console.width = PIPE_WIDTH
     with console.capture() as capture:
-        console.print(table, width=width)
+        console.print(table)
     rows = capture.get().split("\n")
     out.write("\n".join(row.rstrip() for row in rows) + "\n")
 
