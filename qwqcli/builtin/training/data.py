@@ -9,7 +9,7 @@ CRC-32 is 0 modulo 16 is held out: training never sees it, tests use only such.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -271,10 +271,9 @@ def compared_answer(x: str, y: str, asked: bool | str, lang: str) -> str:
 def compare(rng: Random, lang: str, short: bool) -> Item:
     """Make a comparison of two integers or decimals."""
     x, y = _compared(rng, short)
-    forms: Sequence[tuple[bool | str, str]] = (
-        p.WHICH[lang] if rng.random() < 0.7 else p.WHETHER[lang]
-    )
-    asked, template = rng.choice(forms)
+    forms = p.WHICH[lang] if rng.random() < 0.7 else p.WHETHER[lang]
+    wanted = rng.choice(sorted({tag for tag, _ in forms}))
+    asked, template = rng.choice([form for form in forms if form[0] == wanted])
     user = vary(template.format(a=x, b=y), lang, rng)
     think, answer = _comparison(x, y, asked, lang, rng)
     return Item("cmp", lang, user, think, answer, (("cmp", x, y),))
@@ -282,8 +281,7 @@ def compare(rng: Random, lang: str, short: bool) -> Item:
 
 def _comparison(x: str, y: str, asked: bool | str, lang: str, rng: Random) -> tuple[str, str]:
     """Return trace and answer of a comparison."""
-    w = WORDINGS[lang]
-    think = traces.compare(x, y, w, _slip(rng)) + traces.asked(_sign(x, y), asked, w)
+    think = traces.compare(x, y, asked, WORDINGS[lang], _slip(rng))
     return think, compared_answer(x, y, asked, lang)
 
 
@@ -674,16 +672,16 @@ EARLY_MIX = {
     "chat": 2,
 }
 MIX = {
-    "add": 10,
-    "sub": 12,
+    "add": 8,
+    "sub": 11,
     "mul": 11,
     "chain": 4,
-    "cmp": 18,
+    "cmp": 20,
     "count": 17,
     "spell": 4,
-    "follow": 10,
-    "unknown": 14,
-    "chat": 3,
+    "follow": 11,
+    "unknown": 15,
+    "chat": 2,
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 _HEAD = re.compile(r"^=== (\w+) (en|zh|any|words)\n", re.MULTILINE)
 
@@ -26,6 +27,7 @@ def _read() -> dict[tuple[str, str], tuple[str, ...]]:
 
 _SECTIONS = _read()
 Phrases = dict[str, tuple[str, ...]]
+Tag = TypeVar("Tag", bool, str)
 
 
 def _both(name: str) -> Phrases:
@@ -33,7 +35,7 @@ def _both(name: str) -> Phrases:
     return {lang: _SECTIONS[name, lang] for lang in ("en", "zh")}
 
 
-def _tagged(tags: dict[object, str]) -> dict[str, list[tuple[object, str]]]:
+def _tagged(tags: dict[Tag, str]) -> dict[str, list[tuple[Tag, str]]]:
     """Return the phrases of several sections, each with the tag of its section."""
     return {
         lang: [(tag, text) for tag, name in tags.items() for text in _SECTIONS[name, lang]]

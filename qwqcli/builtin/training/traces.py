@@ -51,7 +51,8 @@ class Wording:
     was: str
     should: str
     redo: str
-    pad: str
+    which: tuple[str, str]
+    whether: str
     so: str
     equal: str
     mended: str
@@ -87,7 +88,8 @@ EN = Wording(
     was=", not ",
     should=", should end in ",
     redo=". Redo.\n",
-    pad="Pad: ",
+    which=("Which is smaller", "Which is larger"),
+    whether="Is it {sign}",
     so=", so ",
     equal=", so equal.\n",
     mended=". No: ",
@@ -118,7 +120,8 @@ ZH = Wording(
     was="，不是 ",
     should="，末位应是 ",
     redo="。重算。\n",
-    pad="补齐：",
+    which=("哪个小", "哪个大"),
+    whether="是{sign}吗",
     so="，所以 ",
     equal="，所以相等。\n",
     mended="。不对：",
@@ -332,35 +335,38 @@ def _same_shape(x: str, y: str) -> tuple[str, str]:
 _TURNED = {"<": ">", ">": "<", "=": "="}
 
 
-def compare(x: str, y: str, w: Wording, rng: Random | None = None) -> str:
-    """Return the trace that compares two numbers written as decimals."""
-    xs, ys = _same_shape(x, y)
-    signs, back = digit_signs(xs, ys), digit_signs(ys, xs)
-    head = f"{w.pad}{xs}{w.comma}{ys}{w.stop}{w.comma.join(signs[:-1])}"
-    head += w.comma if len(signs) > 1 else ""
-    sign = signs[-1][1]
-    checked = w.check + w.comma.join(back)
-    if sign == "=":
-        return head + signs[-1] + w.equal + checked + w.good
-    if rng is None:
-        return f"{head}{signs[-1]}{w.so}{x} {sign} {y}{w.stop}{checked}{w.good}"
-    wrong = _TURNED[sign]
-    slipped = f"{head}{signs[-1][0]}{mark(wrong)}{signs[-1][2]}{w.so}{x} {wrong} {y}{w.stop}"
-    return f"{slipped}{checked}{w.mended}{x} {sign} {y}{w.stop}"
-
-
-def asked(sign: str, question: bool | str, w: Wording) -> str:
-    """Say what a question wants, given how its numbers compare, and which it is.
-
-    `question` is larger (True), smaller (False), or the sign that makes the answer yes. One
-    token here decides; otherwise the first figure of the answer would have to.
-    """
+def _asked(sign: str, question: bool | str, w: Wording) -> str:
+    """Say again what is wanted, and which number or answer that is."""
     if isinstance(question, str):
         return f"{w.asked}{question}{w.yes if question == sign else w.no}{w.stop}"
     want = w.asked + (w.larger if question else w.smaller)
     if sign == "=":
         return want + w.same + w.stop
     return f"{want}{w.number}{1 if (sign == '>') == question else 2}{w.stop}"
+
+
+def compare(x: str, y: str, question: bool | str, w: Wording, rng: Random | None = None) -> str:
+    """Return the trace that compares two numbers written as decimals.
+
+    `question` is larger (True), smaller (False), or the sign that makes the answer yes. The
+    trace begins with it, while the question is near, and ends with what it comes to: one token
+    there decides, so that the first figure of the answer need not.
+    """
+    xs, ys = _same_shape(x, y)
+    signs, back = digit_signs(xs, ys), digit_signs(ys, xs)
+    wanted = w.which[question] if isinstance(question, bool) else w.whether.format(sign=question)
+    head = f"{wanted}{w.colon}{xs}{w.comma}{ys}{w.stop}{w.comma.join(signs[:-1])}"
+    head += w.comma if len(signs) > 1 else ""
+    sign = signs[-1][1]
+    end = _asked(sign, question, w)
+    checked = w.check + w.comma.join(back)
+    if sign == "=":
+        return head + signs[-1] + w.equal + checked + w.good + end
+    if rng is None:
+        return f"{head}{signs[-1]}{w.so}{x} {sign} {y}{w.stop}{checked}{w.good}{end}"
+    wrong = _TURNED[sign]
+    slipped = f"{head}{signs[-1][0]}{mark(wrong)}{signs[-1][2]}{w.so}{x} {wrong} {y}{w.stop}"
+    return f"{slipped}{checked}{w.mended}{x} {sign} {y}{w.stop}{end}"
 
 
 def count_letter(word: str, letter: str, w: Wording) -> str:
