@@ -349,8 +349,11 @@ def reply_keys(out: Output) -> Iterator[Cancel]:
 @contextlib.contextmanager
 def quiet(stdin: TextIO) -> Iterator[None]:
     """Keep what is typed while no prompt is open, key by key, and show it only in the prompt."""
-    import termios
-
+    try:
+        import termios
+    except ImportError:  # Windows, whose console keeps keys by itself
+        yield
+        return
     fd = stdin.fileno()
     before = termios.tcgetattr(fd)
     attributes = termios.tcgetattr(fd)
