@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -153,6 +154,22 @@ def test_killed_in_mid_reply(engine: ProcessEngine, kind: type[Event], death: in
     assert text(events)
     assert "The engine" in notices(events)
     assert "133" in text(list(engine.stream(SUM, GREEDY)))
+
+
+def test_child_that_hangs(tiny_spec: EngineSpec, cache: Path) -> None:
+    """A child that does not stop when it is told to is ended, and the talk goes on."""
+    engine = ProcessEngine(tiny_spec, cache, patience_s=0.3)
+    events: list[Event] = []
+    hung = threading.Event()
+    for event in engine.stream(SUM, GREEDY, hung.is_set):
+        if isinstance(event, Reasoning) and not hung.is_set():
+            os.kill(engine.pid, signal.SIGSTOP)
+            hung.set()
+        events.append(event)
+    assert stop(events) == "died"
+    assert "did not stop" in notices(events)
+    assert "133" in text(list(engine.stream(SUM, GREEDY)))
+    engine.close()
 
 
 def test_death_between_two_turns(engine: ProcessEngine) -> None:

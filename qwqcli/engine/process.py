@@ -8,6 +8,7 @@ said nothing yet is asked for again, one that had ends with what it said and `Do
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import re
 import signal
@@ -39,6 +40,7 @@ from qwqcli.messages import (
 ALL_LAYERS = 999  # more than any model has
 POLL_S = 0.05  # how often `cancel` is asked while the child is silent
 RESTARTS = 3  # of one request that keep dying before it is given up
+PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
 CLOSE_S = 2.0  # how long a child may take to leave before it is killed
 
 
@@ -66,12 +68,12 @@ class Died(Exception):
 class ProcessEngine:
     """See `Engine`. Not for use from more than one thread."""
 
-    def __init__(self, spec: EngineSpec, cache: Path) -> None:
-        self._spec, self._cache = spec, cache
+    def __init__(self, spec: EngineSpec, cache: Path, patience_s: float = PATIENCE_S) -> None:
+        self._spec, self._cache, self._patience_s = spec, cache, patience_s
         self._info: EngineInfo | None = None
         self._last_id = 0
         self._notices: list[str] = []  # to be said at the next chance
-        self._child = _Child(spec, cache)
+        self._child = _Child(spec, cache, patience_s)
 
     def info(self) -> EngineInfo:
         """Waits for the load. Raises the load's error."""
@@ -171,7 +173,7 @@ class ProcessEngine:
         self._child.close()
         self._info = None
         self._spec, how = safer(self._spec)
-        self._child = _Child(self._spec, self._cache)
+        self._child = _Child(self._spec, self._cache, self._patience_s)
         return how
 
 
@@ -219,7 +221,8 @@ class _Said:
 class _Child:
     """The process and the two pipes to it. Every way in or out raises `Died` once it is dead."""
 
-    def __init__(self, spec: EngineSpec, cache: Path) -> None:
+    def __init__(self, spec: EngineSpec, cache: Path, patience_s: float) -> None:
+        self._patience_s, self._hangs = patience_s, False
         # its stderr, off the person's screen
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
         self._process = subprocess.Popen(
@@ -257,16 +260,20 @@ class _Child:
 
         A cancelled request ends by itself; with `request=None` (a load) the iterator just ends.
         """
-        cancelled = False
+        deadline = math.inf
         while True:
-            if not cancelled and cancel():
+            if cancel() and deadline == math.inf:
                 if request is None:
                     return
                 self.send(wire.Cancel(request))
-                cancelled = True
+                deadline = time.monotonic() + self._patience_s
             try:
                 value = self._values.get(timeout=POLL_S)
             except queue.Empty:
+                if time.monotonic() > deadline:
+                    self._hangs = True
+                    self._process.kill()
+                    deadline = math.inf
                 continue
             if value is None:
                 self._values.put(None)  # dead for whoever asks next, too
@@ -302,15 +309,17 @@ class _Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if not line.endswith(b"\n"):
-                break  # died in the middle of a line
-            self._values.put(wire.decode(line))
+        # a child that dies may leave half a line, which is no value
+        with contextlib.suppress(ValueError):
+            for line in self._process.stdout:
+                self._values.put(wire.decode(line))
         self._values.put(None)
 
     def _obituary(self) -> str:
         """Why the process ended, in one sentence."""
         code = self._process.wait()
+        if self._hangs:
+            return f"The engine did not stop within {self._patience_s:.0f} s and was ended."
         if code == -9:  # SIGKILL, which Windows lacks
             return "The engine was killed by the system, most likely for want of memory."
         if code < 0:
