@@ -236,8 +236,8 @@ class Hub:
             lock = yield from _locked(place.lock(file), file, journal)
             try:
                 kept = place.kept(file)
-                if kept is not None and self._sums.known(kept) == file.sha256:
-                    return kept, 0  # while we waited
+                if kept is not None and (yield from self._sums.of(kept)) == file.sha256:
+                    return kept, 0  # it came while we waited
                 return (yield from self._move(offer, place, file, journal))
             finally:
                 lock.release()

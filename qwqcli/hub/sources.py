@@ -128,7 +128,8 @@ def parse_want(text: str, revision: str = "") -> Want:
         )
     if rest.lower().endswith(".gguf"):
         return Want(repo, "", rest, revision, source)
-    if "/" in rest or (not repo and rest and not quantization_of(rest)):
+    is_word = ":" in path or not repo or not rest  # not what follows a slash
+    if "/" in rest or not is_word or (not repo and rest and not quantization_of(rest)):
         raise UsageError(
             f"'{text}' is neither a quantization nor a repository.",
             f"qwq pull q4_k_m, or qwq pull {QWQ_REPOS[1]}:IQ4_XS",
@@ -147,12 +148,12 @@ def source_of(text: str, environ: Mapping[str, str]) -> Source:
     }
     url = known.get(text.lower(), text).rstrip("/")
     url = url if "://" in url else f"https://{url}"
-    if text and text.lower() not in known and "." not in url and ":" not in url.partition("//")[2]:
-        raise UsageError(f"There is no source '{text}'.", "--source hf, modelscope or a URL")
     try:
-        checked_url(url)
+        named = host(checked_url(url))
     except NetworkError:
         raise UsageError(f"'{url}' is not a web address.", "--source https://...") from None
+    if not any(mark in named for mark in ".:") and named != "localhost":
+        raise UsageError(f"There is no source '{text}'.", "--source hf, modelscope or a URL")
     kind: Kind = "modelscope" if url == modelscope or "modelscope" in host(url) else "huggingface"
     return Source(kind, url)
 

@@ -85,6 +85,8 @@ class CachePlace:
 
     def link(self, file: RemoteFile, other: Path) -> Path | None:
         scratch = self.partial(file).with_suffix(".link")
+        with disk_errors(scratch):
+            scratch.unlink(missing_ok=True)
         if not _linked(other, scratch):
             return None
         return self.finish(file, scratch)
@@ -252,7 +254,6 @@ def _has_size(path: Path, size: int) -> bool:
 def _linked(other: Path, name: Path) -> bool:
     """Give `other` a second name on the same disk, if the system lets us."""
     try:
-        name.unlink(missing_ok=True)
         os.link(other.resolve(), name)
     except OSError:
         return False

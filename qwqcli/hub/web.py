@@ -195,7 +195,8 @@ class Line:
 
     def _send(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         self._leave_response()
-        fresh = self._connection is None or self._origin != origin(url)
+        kept = self._connection
+        fresh = kept is None or kept.sock is None or self._origin != origin(url)
         try:
             return self._exchange(url, headers)
         except Transient:
@@ -223,8 +224,9 @@ class Line:
             raise
 
     def _connected(self, url: str) -> http.client.HTTPConnection:
-        if self._connection is not None and self._origin == origin(url):
-            return self._connection
+        kept = self._connection
+        if kept is not None and kept.sock is not None and self._origin == origin(url):
+            return kept
         self.close()
         connection = _connection(url, self._web.policy.connect_s)
         with _named(url):
@@ -356,8 +358,7 @@ def _named(url: str) -> Any:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "connection lost"
         raise Transient(f"{host(url)}: {reason}") from None
-    except (http.client.HTTPException, ValueError, AttributeError):
-        # AttributeError: http.client meets a response that another thread closed
+    except (http.client.HTTPException, ValueError):  # ValueError: it was closed meanwhile
         raise Transient(f"{host(url)} broke off") from None
 
 
