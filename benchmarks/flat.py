@@ -20,46 +20,39 @@ from common import smollm
 from qwqcli.engine import EngineSpec
 from qwqcli.engine.llama import LlamaEngine
 from qwqcli.engine.native import Context, Model
-from qwqcli.messages import Event, Message, Sampling
+from qwqcli.messages import Answer, Event, Message, Reasoning, Sampling
 from qwqcli.render import AskView, draw_reply
 from qwqcli.terminal import Screen
 
 WINDOW = 200
 
 
-class TimedContext:
-    """Stands in for a `Context` and notes how long each decode took."""
+def overheads(tokens: int) -> list[float]:
+    """Seconds outside `llama_decode` for each piece of one reply, which is a token or two."""
+    decoded = 0.0
+    decode = Context.decode
 
-    def __init__(self, context: Context) -> None:
-        self._context, self.seconds = context, 0.0
-
-    def decode(self, tokens: Sequence[int]) -> bool:
+    def timed(context: Context, batch: Sequence[int]) -> bool:
+        nonlocal decoded
         began = time.perf_counter()
         try:
-            return self._context.decode(tokens)
+            return decode(context, batch)
         finally:
-            self.seconds += time.perf_counter() - began
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._context, name)
-
-
-def overheads(tokens: int) -> list[float]:
-    """Seconds outside `llama_decode` for each token of one reply."""
-    engine = LlamaEngine(EngineSpec(str(smollm()), n_ctx=tokens + 200, threads=2))
-    timed = TimedContext(engine._context)
-    engine._context = timed  # type: ignore[assignment]  # a stand-in with the same methods
-    Model.ends = lambda self, token: False  # type: ignore[method-assign]  # the reply must go on
-    spent: list[float] = []
+            decoded += time.perf_counter() - began
 
     def noted(events: Iterator[Event]) -> Iterator[Event]:
-        began, decoded = time.perf_counter(), timed.seconds
+        began, before = time.perf_counter(), decoded
         for event in events:
-            yield event
+            yield event  # drawn in here
             now = time.perf_counter()
-            spent.append(now - began - (timed.seconds - decoded))
-            began, decoded = now, timed.seconds
+            if isinstance(event, Reasoning | Answer):
+                spent.append(now - began - (decoded - before))
+            began, before = now, decoded
 
+    Context.decode = timed  # type: ignore[method-assign]
+    Model.ends = lambda self, token: False  # type: ignore[method-assign]  # the reply must go on
+    spent: list[float] = []
+    engine = LlamaEngine(EngineSpec(str(smollm()), n_ctx=tokens + 200, threads=2))
     sampling = Sampling(seed=1, max_tokens=tokens)
     events = engine.stream([Message("user", "Tell me a very long story.")], sampling)
     draw_reply(noted(events), AskView(Screen(io.StringIO(), io.StringIO(), {})))
