@@ -114,6 +114,10 @@ def probe(ask: Ask | None = None, system: System | None = None) -> Machine:
     devices = tuple(_device(row, chip) for row in rows if row["kind"] in ("gpu", "igpu"))
     backends = tuple(answer.get("backends", ()))
     free, total, source = _memory(system)
+    if not total:  # a system whose own words we do not know: llama.cpp's view of the CPU
+        own: Mapping[str, Any] = next((row for row in rows if row["kind"] == "cpu"), {})
+        free, total = int(own.get("free_bytes", 0)), int(own.get("total_bytes", 0))
+        source = "llama.cpp"
     swap_total, swap_free = _swap(system)
     problem = (f"llama.cpp could not be asked: {answer['error']}",) if "error" in answer else ()
     return Machine(
@@ -589,13 +593,13 @@ def _mac(name: str, kind: str, size: int) -> Machine:
 _UNITS = {"": GiB, "g": GiB, "gb": GiB, "gib": GiB, "m": MiB, "mb": MiB, "mib": MiB}
 
 
-def parse_size(text: str, option: str) -> int:
+def parse_size(text: str, option: str, least: int = 256 * MiB) -> int:
     """Bytes of `24G`, `24`, `11.5GiB`, `8192M`; cards and RAM are sold in powers of two."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _UNITS:
         raise UsageError(f"{option} {text!r} is not a size.", f"{option} 24G")
     size = int(float(match[1]) * _UNITS[match[2]])
-    if not 256 * MiB <= size <= 4096 * GiB:
+    if not least <= size <= 4096 * GiB:
         raise UsageError(f"{option} {text!r} is not the size of a memory.", f"{option} 24G")
     return size
 

@@ -266,7 +266,7 @@ def _check(case: _Case) -> None:
     if want.gpu_layers is not None and want.gpu_layers < 0:
         raise UsageError("--gpu-layers cannot be negative.", "--gpu-layers 0 is the CPU alone")
     if want.kv is not None and not costs.can_hold(info, want.kv):
-        raise UsageError(f"The heads of this model cannot be stored in {want.kv}.", "Try --kv f16")
+        raise UsageError(f"The heads of this model cannot be stored in {want.kv}.", "--kv f16")
     if want.kv not in (None, "f16") and want.flash_attn == "off":
         raise UsageError(
             f"A KV cache in {want.kv} needs flash attention.", "Leave out --flash-attn off"
@@ -279,12 +279,12 @@ def _check(case: _Case) -> None:
 
 def _check_context(n_ctx: int, info: ModelInfo) -> None:
     if n_ctx < 1:
-        raise UsageError(f"A context of {n_ctx:,} tokens holds nothing.", "Try --ctx 16384")
+        raise UsageError(f"A context of {n_ctx:,} tokens holds nothing.", "--ctx 16384")
     if 0 < info.n_ctx_train < n_ctx:
         raise UsageError(
             f"This model was trained for {info.n_ctx_train:,} tokens of context, not for"
             f" {n_ctx:,}.",
-            f"Try --ctx {info.n_ctx_train}",
+            f"--ctx {info.n_ctx_train}",
         )
 
 
@@ -829,11 +829,11 @@ def _smaller(case: _Case) -> str:
     if is_qwq(case.info):
         name = recommended(options(case.machine, case.want))
         if name and quants.BY_NAME[name].file_bytes < case.info.file_bytes:
-            return f"Take a smaller quantization: qwq plan {name}"
+            return f"qwq plan {name}"
     if case.want.gpu_layers is not None:
         return "Leave out --gpu-layers"
     if case.want.n_ctx is not None and case.want.n_ctx > LEAST_CONTEXT:
-        return f"Try --ctx {max(case.want.n_ctx // 2, LEAST_CONTEXT)}"
+        return f"--ctx {max(case.want.n_ctx // 2, LEAST_CONTEXT)}"
     return "Close other programs, or take a smaller model"
 
 

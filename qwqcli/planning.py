@@ -1,26 +1,70 @@
 """From what a person types to a plan: which model, which machine, what llama.cpp itself says.
 
-Contract: `subject` finds the header that a name stands for, `machine_of` the machine that is meant,
-`plan_file` plans for a file on this machine and proves the compute buffers with a dry load of it.
-Nothing is downloaded and no weight is read; a dry load that fails leaves the closed form.
+Contract: `answer` is `qwq plan` without the drawing; `measured` plans for a file on this machine
+and proves the compute buffers with a dry load of it. Nothing is downloaded and no weight is read; a
+dry load that fails leaves the closed form.
 Non-goals: the arithmetic (plan.py), asking the system (hardware.py), drawing (tables.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
 from qwqcli import catalog, hardware, quants
 from qwqcli.config import nearest
+from qwqcli.costs import KV
 from qwqcli.engine.probe import Probe
 from qwqcli.errors import UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import Machine
-from qwqcli.plan import Plan, Want, corrected, make_plan
+from qwqcli.plan import PREFERENCES, Option, Plan, Want, corrected, make_plan, options
 
 Choice = TypeVar("Choice", bound=str)
+KV_TYPES: tuple[KV, ...] = ("f16", "q8_0", "q4_0")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question as it was typed: a model or nothing, a machine or this one."""
+
+    model: str | None
+    want: Want
+    machine: str | None = None
+    vram: str | None = None
+    ram: str | None = None
+    rpc: str | None = None
+
+    @property
+    def here(self) -> bool:
+        """The question is about this machine as it is."""
+        return not (self.machine or self.vram or self.ram)
+
+
+def answer(asked: Asked) -> tuple[Machine, Plan | list[Option]]:
+    """The machine, and the plan for the model on it; all quantizations if none was named."""
+    with contextlib.ExitStack() as stack:
+        probe = None if asked.machine else stack.enter_context(Probe(asked.rpc))
+        whole_table = asked.model is None or asked.model.lower() in ("qwq", "qwq-32b")
+        info, path = (None, None) if whole_table else subject(asked.model or "")
+        machine = _machine(asked, probe)
+        if info is None:
+            return machine, options(machine, asked.want)
+        if path is None or probe is None or not asked.here:
+            return machine, make_plan(info, machine, asked.want)
+        return machine, measured(path, info, machine, asked.want, probe)
+
+
+def measured(path: Path, info: ModelInfo, machine: Machine, want: Want, probe: Probe) -> Plan:
+    """The plan for a file, with llama.cpp's own compute buffers from a dry load."""
+    plan = make_plan(info, machine, want)
+    said = probe.dry_load(path, plan.placement(), (info.architecture, info.n_vocab))
+    compute = said.get("compute")
+    return corrected(info, machine, want, plan, compute) if compute else plan
 
 
 def subject(name: str) -> tuple[ModelInfo, Path | None]:
@@ -28,31 +72,21 @@ def subject(name: str) -> tuple[ModelInfo, Path | None]:
     quant = quants.BY_NAME.get(name.lower())
     if quant is not None and not Path(name).exists():
         return quants.model_info(quant), None
-    path = catalog.resolve(name).path
+    try:
+        path = catalog.resolve(name).path
+    except UsageError as error:
+        close = difflib.get_close_matches(name.lower(), quants.BY_NAME, n=1)
+        raise UsageError(error.message, " ".join(["qwq plan", *close])) from error
     return read_file_header(path), path
 
 
-def machine_of(
-    name: str | None = None,
-    vram: str | None = None,
-    ram: str | None = None,
-    probe: Probe | None = None,
-) -> Machine:
+def _machine(asked: Asked, probe: Probe | None) -> Machine:
     """The machine called so, else this one; with the cards and the RAM that were named instead."""
-    if name:
-        machine = hardware.known_machine(name)
+    if asked.machine:
+        machine = hardware.known_machine(asked.machine)
     else:
         machine = hardware.probe(probe.devices if probe else None)
-    return hardware.with_memory(machine, vram, ram)
-
-
-def plan_file(path: Path, info: ModelInfo, want: Want, probe: Probe) -> Plan:
-    """The plan for a file on this machine, with llama.cpp's own compute buffers."""
-    machine = hardware.probe(probe.devices)
-    plan = make_plan(info, machine, want)
-    answer = probe.dry_load(path, plan.placement(), (info.architecture, info.n_vocab))
-    measured = answer.get("compute")
-    return corrected(info, machine, want, plan, measured) if measured else plan
+    return hardware.with_memory(machine, asked.vram, asked.ram)
 
 
 def one_of(value: str | None, choices: Sequence[Choice], option: str) -> Choice | None:
@@ -62,3 +96,26 @@ def one_of(value: str | None, choices: Sequence[Choice], option: str) -> Choice 
     if value.lower() not in choices:
         raise UsageError(f"{option} {value!r} is unknown.", f"{option} {nearest(value, choices)}")
     return cast(Choice, value.lower())
+
+
+def wish(
+    n_ctx: int | None = None,
+    kv: str | None = None,
+    prefer: str | None = None,
+    gpu_layers: int | None = None,
+    threads: int | None = None,
+    margin: str | None = None,
+) -> Want:
+    """What was typed as a `Want`. Raises UsageError for what cannot be meant."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads} is no number of threads.", "Leave out --threads")
+    want = Want(
+        n_ctx=n_ctx,
+        kv=one_of(kv, KV_TYPES, "--kv"),
+        prefer=one_of(prefer, PREFERENCES, "--prefer"),
+        gpu_layers=gpu_layers,
+        threads=threads,
+    )
+    if margin is None:
+        return want
+    return replace(want, margin_bytes=hardware.parse_size(margin, "--margin", least=0))

@@ -8,12 +8,15 @@ Non-goals: deciding anything; replies and errors (render.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from qwqcli.costs import THOUGHT
+from qwqcli.doctor import Check
 from qwqcli.hardware import Machine
-from qwqcli.plan import Option, Plan, minutes
+from qwqcli.plan import ACCEPTABLE_KLD, Option, Plan, minutes, recommended
 from qwqcli.terminal import ASCII, Output, visible
 
 if TYPE_CHECKING:
@@ -21,6 +24,23 @@ if TYPE_CHECKING:
 
 GB, GiB = 10**9, 2**30
 PIPE_WIDTH = 110
+
+
+def show_answer(
+    machine: Machine, found: Plan | Sequence[Option], out: Output, *, as_json: bool
+) -> None:
+    """The answer of `planning.answer`, drawn or as JSON."""
+    if isinstance(found, Plan):
+        if as_json:
+            _write_json(plan_object(found), out)
+        else:
+            show_plan(found, machine, out)
+        return
+    chosen = recommended(found)
+    if as_json:
+        _write_json({"quantizations": [option_object(o, chosen) for o in found]}, out)
+    else:
+        show_options(found, chosen, machine, out)
 
 
 def plan_object(plan: Plan) -> dict[str, Any]:
@@ -43,7 +63,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
     }
 
 
-def option_object(option: Option, recommended: str | None) -> dict[str, Any]:
+def option_object(option: Option, chosen: str | None) -> dict[str, Any]:
     """One quantization; `plan` is null if it does not fit."""
     quant = option.quant
     return {
@@ -51,7 +71,7 @@ def option_object(option: Option, recommended: str | None) -> dict[str, Any]:
         "file_bytes": quant.file_bytes,
         "approximate": quant.approximate,
         "kl_divergence": quant.kld,
-        "recommended": quant.name == recommended,
+        "recommended": quant.name == chosen,
         "plan": plan_object(option.plan) if option.plan else None,
     }
 
@@ -63,7 +83,7 @@ def show_plan(plan: Plan, machine: Machine, out: Output) -> None:
     table = _table(out, ("Device", "Layers", "Weights", "KV cache", "Compute", "Margin", "Free"))
     for share in plan.devices:
         sizes = (share.weights_bytes, share.kv_bytes, share.compute_bytes, share.margin_bytes)
-        cells = [_gib(size) for size in (*sizes, share.free_bytes)]
+        cells = [_size(size) for size in (*sizes, share.free_bytes)]
         in_ram = share.name == "CPU" and plan.cpu_ffn
         layers = f"FFN of {len(plan.cpu_ffn)}" if in_ram else str(share.layers)
         table.add_row(visible(share.name), layers, *cells)
@@ -75,44 +95,59 @@ def show_plan(plan: Plan, machine: Machine, out: Output) -> None:
 
 
 def show_options(
-    options: Sequence[Option], recommended: str | None, machine: Machine, out: Output
+    found: Sequence[Option], chosen: str | None, machine: Machine, out: Output
 ) -> None:
     """Every quantization of QwQ-32B, the recommended one marked and why."""
     out.write(f"QwQ-32B on {visible(machine.name)}{_devices(machine)}\n\n")
     thought = f"{THOUGHT // 1000}k tokens"
     heads = ("", "Quant", "Size", "Where", "Context", "KV", "Tokens/s", thought, "Loss")
     table = _table(out, heads)
-    for option in options:
-        table.add_row(*_option_cells(option, recommended))
+    for option in found:
+        table.add_row(*_option_cells(option, chosen))
     _print(table, out)
     notes = [
         "Sizes with ~ are rounded. Context is what the plan gives. Tokens/s are predicted.",
         "Loss is the KL divergence from f16, measured on Llama-3-8B: good for the order alone.",
     ]
-    for note in [*notes, why_recommended(options, recommended)]:
+    for note in [*notes, why_recommended(found, chosen)]:
         out.write(f"{note}\n")
 
 
-def why_recommended(options: Sequence[Option], recommended: str | None) -> str:
-    """One sentence; the first thing to type at its end."""
-    chosen = next((o for o in options if o.quant.name == recommended), None)
-    if chosen is None or chosen.plan is None:
+def why_recommended(found: Sequence[Option], chosen: str | None) -> str:
+    """One sentence, and what to type next."""
+    option = next((o for o in found if o.quant.name == chosen), None)
+    if option is None or option.plan is None:
         return "No quantization of QwQ-32B fits here: it needs 10 GB of free memory at least."
-    name = chosen.quant.name
-    if chosen.whole:
+    if option.whole:
         reason = "the best that is wholly on the GPU with room to think"
-    elif (chosen.quant.kld or 1) <= 0.15:
-        reason = "nothing fits the GPU whole, and a better one would be much slower"
-    else:
+    elif (option.quant.kld or 1) > ACCEPTABLE_KLD:
         reason = "nothing better fits, but so small a quantization often errs"
-    return f"> {name}: {reason}. See: qwq plan {name}"
+    elif option.plan.gpu_layers == 0:
+        reason = "on the CPU, a better one would be much slower"
+    else:
+        reason = "nothing good fits the GPU whole, and a better one would be much slower"
+    return f"> {chosen}: {reason}. See: qwq plan {chosen}"
 
 
-def _option_cells(option: Option, recommended: str | None) -> list[str]:
+def show_checks(checks: Sequence[Check], out: Output, *, as_json: bool) -> None:
+    """What `qwq doctor` found: one line a check, and below it what to type."""
+    if as_json:
+        _write_json({"checks": [asdict(check) for check in checks]}, out)
+        return
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        word = out.red(check.status) if check.status == "fail" else check.status
+        gap = " " * (5 - len(check.status) + width - len(check.name))
+        out.write(f"{word}  {check.name}{gap}{visible(check.detail)}\n")
+        if check.fix:
+            out.write(f"      {' ' * width}fix: {visible(check.fix)}\n")
+
+
+def _option_cells(option: Option, chosen: str | None) -> list[str]:
     quant, plan = option.quant, option.plan
     size = f"{'~' if quant.approximate else ''}{quant.file_bytes / GB:.1f} GB"
     loss = f"{quant.kld:.3f}" if quant.kld is not None else "-"
-    mark = ">" if quant.name == recommended else ""
+    mark = ">" if quant.name == chosen else ""
     if plan is None:
         return [mark, quant.name, size, "does not fit", "", "", "", "", loss]
     thought = plan.predicted.thought_s
@@ -170,6 +205,14 @@ def _print(table: Table, out: Output) -> None:
 
 def _gib(n_bytes: int) -> str:
     return f"{n_bytes / GiB:.1f} GiB"
+
+
+def _size(n_bytes: int) -> str:
+    return _gib(n_bytes) if n_bytes >= GiB // 10 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+def _write_json(value: Mapping[str, Any], out: Output) -> None:
+    out.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def _rounded(value: float | None) -> float | None:

@@ -193,9 +193,8 @@ def test_planning_takes_half_a_second(files: dict[str, Path]) -> None:
         began = time.perf_counter()
         with Probe() as probe:
             info, _ = planning.subject(str(path))
-            here = machine()
-            plan = make_plan(info, here)
             probe.devices()
-            probe.dry_load(path, plan.placement(), (info.architecture, info.n_vocab))
+            plan = planning.measured(path, info, machine(), Want(), probe)
+        assert plan.compute_source == "dry load"
         times.append(time.perf_counter() - began)
     assert min(times) < 0.5, times
