@@ -15,6 +15,8 @@ import hashlib
 import json
 import os
 import re
+import socket
+import ssl
 import sys
 import threading
 import time
@@ -128,6 +130,7 @@ class HubServer:
     token: str = ""  # asked for by gated and private repositories
     link_seconds: float = 3600.0  # until a signed link expires
     rate: int = 0  # bytes per second of each connection; 0: no limit
+    certificate: Path | None = None  # speak TLS with this PEM file of key and certificate
     repos: dict[str, Repo] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     log: list[Request] = field(default_factory=list)
@@ -137,8 +140,9 @@ class HubServer:
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self._servers = [_Server(self, "hub"), _Server(self, "cdn")]
-        self.url = f"http://127.0.0.1:{self._servers[0].server_port}"
-        self.cdn = f"http://localhost:{self._servers[1].server_port}"
+        scheme = "https" if self.certificate else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._servers[0].server_port}"
+        self.cdn = f"{scheme}://localhost:{self._servers[1].server_port}"
 
     def __enter__(self) -> HubServer:
         for server in self._servers:
@@ -183,6 +187,12 @@ class _Server(ThreadingHTTPServer):
         self.hub = hub
         self.role = role
         super().__init__(("127.0.0.1", 0), _Handler)
+        if hub.certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(hub.certificate)
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that are killed or give up are what these tests are about."""
@@ -205,6 +215,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_CONNECT(self) -> None:
+        """Be a proxy: carry bytes both ways, to whatever port of this machine is named."""
+        with socket.create_connection(("127.0.0.1", int(self.path.rpartition(":")[2]))) as far:
+            self.send_response(200)
+            self.end_headers()
+            back = threading.Thread(target=_carry, args=(far, self.connection), daemon=True)
+            back.start()
+            _carry(self.connection, far)
+            back.join(5)
+        self.close_connection = True
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)  # an absolute URL if we are asked as a proxy
@@ -420,6 +441,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 self.close_connection = True
                 return
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    """Bytes from one socket to the other until either ends."""
+    try:
+        while data := source.recv(BLOCK):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
 
 
 def main(path: str, name: str = "owner/name", rate: str = "0") -> None:

@@ -52,6 +52,10 @@ _SHORT_HOSTS = ("hf.co/", "huggingface.co/", "modelscope.cn/", "www.modelscope.c
 Kind = Literal["huggingface", "modelscope"]
 
 
+class Absent(UsageError):
+    """A source does not have the repository, or not for us."""
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """What a person asked for. Without `repo`, QwQ-32B from whoever has the quantization."""
@@ -292,7 +296,7 @@ def explain(no: Refused, source: Source, repo: str) -> QwqError:
     if no.code == "EntryNotFound":
         return UsageError(f"{repo} has no such file.", f"See {page}/tree/main")
     if no.code == "RepoNotFound" or no.status in (401, 404):
-        return UsageError(
+        return Absent(
             f"{source.name} has no repository {repo}, or it is private.",
             "Check the name; for a private one log in with: hf auth login",
         )
@@ -350,7 +354,7 @@ def _listing_if_any(web: Web, source: Source, repo: str) -> tuple[Offer, ...]:
     """A repository of QwQ-32B, or nothing where this source does not have it."""
     try:
         return listing(web, source, repo)
-    except UsageError:
+    except Absent:
         return ()
 
 
