@@ -595,7 +595,7 @@ _UNITS = {"": GiB, "g": GiB, "gb": GiB, "gib": GiB, "m": MiB, "mb": MiB, "mib": 
 
 def parse_size(text: str, option: str, least: int = 256 * MiB) -> int:
     """Bytes of `24G`, `24`, `11.5GiB`, `8192M`; cards and RAM are sold in powers of two."""
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s*([a-z]*)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _UNITS:
         raise UsageError(f"{option} {text!r} is not a size.", f"{option} 24G")
     size = int(float(match[1]) * _UNITS[match[2]])
