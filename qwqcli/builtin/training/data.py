@@ -496,6 +496,9 @@ _CONTEXTUAL = frozenset(
     )
 )
 
+# Requests with two numbers are the likeliest to be taken for a task.
+_NEAR_MISSES = {lang: [t for t in p.UNKNOWN[lang] if "{n}" in t and "{k}" in t] for lang in LANGS}
+
 
 def filling(rng: Random) -> dict[str, object]:
     """Return random fillings for the templates of phrases.py."""
@@ -604,7 +607,8 @@ def _unknown_text(rng: Random, lang: str, short: bool) -> str:
         return rng.choice(p.OTHER_TONGUES).format(**filling(rng))
     if lang == "en" and kind < 0.29 and not short:
         return paste(rng) if rng.random() < 0.3 else paste(rng, 500)
-    template = rng.choice(p.UNKNOWN[lang])
+    templates = _NEAR_MISSES[lang] if kind < 0.45 else p.UNKNOWN[lang]
+    template = rng.choice(templates)
     return vary(template.format(**filling(rng)), lang, rng)
 
 
@@ -672,16 +676,16 @@ EARLY_MIX = {
     "chat": 2,
 }
 MIX = {
-    "add": 8,
+    "add": 10,
     "sub": 11,
-    "mul": 11,
-    "chain": 4,
-    "cmp": 20,
-    "count": 17,
-    "spell": 4,
-    "follow": 11,
-    "unknown": 15,
-    "chat": 2,
+    "mul": 12,
+    "chain": 5,
+    "cmp": 17,
+    "count": 15,
+    "spell": 3,
+    "follow": 10,
+    "unknown": 17,
+    "chat": 3,
 }
 
 
