@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hub_server import HubServer
+import pytest
+from hub_server import Fault, HubServer
 
+from qwqcli.errors import BadFile
 from qwqcli.hub import Event, Hub, Policy, Pulled
 
 QWEN = "Qwen/QwQ-32B-GGUF"
@@ -86,3 +88,13 @@ class World:
     def leftovers(self) -> list[str]:
         """What is in the blobs folder besides finished files."""
         return [path.name for path in self.blobs.glob("*.incomplete*")]
+
+
+def interrupted_pull(world: World, after: int) -> None:
+    """Leave the first `after` bytes of a file behind, as a pull does that met an error."""
+    usual = world.policy
+    world.patient(connections=1, piece=1 << 30)
+    world.server.faults = [Fault(cut=after, times=1), Fault(status=416)]
+    with pytest.raises(BadFile):
+        world.pull()
+    world.server.faults, world.policy = [], usual

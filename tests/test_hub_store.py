@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from gguf_files import Tensor, write_gguf
 from hub_server import HubServer
-from hub_world import FILE, QWEN, World
+from hub_world import FILE, QWEN, World, interrupted_pull
 
 from qwqcli.errors import BadFile, QwqError, UsageError
-from qwqcli.hub import Found, Notice
+from qwqcli.hub import Found, Notice, Progress
 from qwqcli.hub.reuse import Sums
 from qwqcli.hub.spans import Journal, gaps, held
 from qwqcli.hub.store import cache_root
@@ -177,6 +177,24 @@ def test_removing_leaves_other_files_of_the_repository(world: World) -> None:
     assert [model.quantization for model in hub.models()] == ["Q8_0"]
 
 
+def test_what_an_interrupted_pull_left_can_be_discarded(world: World) -> None:
+    """It is listed with what it has, and frees the disk; a pull that is at it keeps it."""
+    interrupted_pull(world, after=500_000)
+    hub = world.hub()
+    (left,) = hub.unfinished()
+    assert (left.repo, left.name, left.size) == (QWEN, FILE, len(world.data))
+    assert 0 < left.done <= 500_000
+    world.server.rate = 500_000
+    running = hub.pull(hub.choose("q4_k_m"))
+    next(event for event in running if isinstance(event, Progress))
+    with pytest.raises(UsageError, match="being downloaded"):
+        hub.discard(left)
+    running.close()  # type: ignore[attr-defined]
+    assert hub.discard(left) > 0
+    assert hub.unfinished() == ()
+    assert world.leftovers() == []
+
+
 def test_what_another_tool_owns_is_never_removed(world: World) -> None:
     """The error names the owner and its own command."""
     theirs = ollama(world, world.data)
@@ -222,6 +240,7 @@ def test_a_model_can_be_imported_by_its_path(world: World, tmp_path: Path) -> No
     hub = world.hub()
     model = hub.adopt(path)
     assert (model.name, model.quantization, model.how) == ("mine", "F32", ("imported",))
+    assert hub.find("MINE") == hub.models()[0]
     assert [m.name for m in hub.models()] == ["mine"]
     assert hub.remove(model).stays == (path,)
     assert path.exists()

@@ -53,15 +53,18 @@ from qwqcli.hub.sources import (
 )
 from qwqcli.hub.spans import Journal, held
 from qwqcli.hub.store import (
-    LOCK_MODE,
     CachePlace,
     FolderPlace,
     Place,
+    Unfinished,
     cache_root,
+    discard,
     disk_errors,
     open_partial,
     open_to_all,
     same_file,
+    try_lock,
+    unfinished,
 )
 from qwqcli.hub.transfer import AGAIN, Content, Mover
 from qwqcli.hub.web import Policy, Web
@@ -71,7 +74,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checking", "Chosen", "Event", "Found", "How", "Hub", "Model", "Notice", "Offer", "Policy",
-    "Progress", "Pulled", "RemoteFile", "Removed", "Retrying", "Source", "Waiting", "Want",
+    "Progress", "Pulled", "RemoteFile", "Removed", "Retrying", "Source", "Unfinished", "Waiting",
+    "Want",
 ]  # fmt: skip
 
 SPARE = 256 << 20  # bytes that stay free: a system without any room misbehaves
@@ -134,6 +138,8 @@ class Hub:
 
     def find(self, text: str) -> Model | None:
         """The pulled model that `text` means, without asking the network."""
+        if (model := self._library.named(text)) is not None:
+            return model
         want = parse_want(text)
         return self._library.find(want.repo, want.quantization, want.file)
 
@@ -146,10 +152,22 @@ class Hub:
         """Know the model at `path` by its name from now on; the file stays where it is."""
         return self._library.adopt(path.expanduser())
 
+    def unfinished(self) -> tuple[Unfinished, ...]:
+        """What interrupted pulls into the cache have left."""
+        return tuple(unfinished(self._cache))
+
+    def discard(self, left: Unfinished) -> int:
+        """Delete what an interrupted pull left; returns the bytes freed.
+
+        Raises UsageError while a pull is at it.
+        """
+        with disk_errors(left.path):
+            return discard(self._cache, left)
+
     def pull(self, offer: Offer, *, to: Path | None = None, reuse: bool = True) -> Iterator[Event]:
         """Bring all files of `offer` here: into the Hugging Face cache, or the folder `to`."""
         checked(offer)
-        place: Place = FolderPlace(to) if to is not None else CachePlace(self._cache, offer)
+        place = self._place(offer, to)
         yield Chosen(
             offer.repo, offer.quantization, offer.source.name, offer.commit,
             tuple(file.path for file in offer.files), offer.size,
@@ -258,8 +276,13 @@ class Hub:
             self._sums.remember(path, file.sha256)
             return path, mover.received
 
+    def _place(self, offer: Offer, to: Path | None) -> Place:
+        if to is None:
+            return CachePlace(self._cache, offer)
+        return FolderPlace(to, config.paths(self._environ).cache / "locks")
+
     def _journal(self, place: Place, file: RemoteFile) -> Journal:
-        return Journal(place.partial(file), file.sha256, file.size)
+        return Journal(place.partial(file), file.sha256, file.size, file.path)
 
     def _web(self, source: Source) -> Web:
         tokens = {} if self._offline else tokens_for(source, self._environ)
@@ -270,18 +293,10 @@ def _locked(
     path: Path, file: RemoteFile, journal: Journal
 ) -> Generator[Waiting, None, BaseFileLock]:
     """The lock of a file, once no other process has it; yields that one's progress meanwhile."""
-    from filelock import FileLock, SoftFileLock, Timeout
-
-    lock: BaseFileLock = FileLock(path, mode=LOCK_MODE)
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            return lock
-        except NotImplementedError:  # a file system without locks
-            lock = SoftFileLock(path)
-        except Timeout:
-            yield Waiting(file.path, held(journal.load()), file.size)
-            time.sleep(LOCK_LOOK_S)
+    while (lock := try_lock(path)) is None:
+        yield Waiting(file.path, held(journal.load()), file.size)
+        time.sleep(LOCK_LOOK_S)
+    return lock
 
 
 @contextmanager

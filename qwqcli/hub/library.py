@@ -80,12 +80,16 @@ class Library:
         known = {path.resolve() for model in ours for path in model.paths}
         return (*ours, *self._others(known))
 
+    def named(self, name: str) -> Model | None:
+        """The model of ours that has exactly this name, whatever its capitals."""
+        return next((model for model in self._ours() if model.name.lower() == name.lower()), None)
+
     def find(self, repo: str, quantization: str, file: str = "") -> Model | None:
         """The pulled model that this means; "" means any."""
         for model in self._ours():
             names = [path.name for path in model.paths]
             same = repo.lower() in ("", model.repo.lower())
-            if not repo and "qwq-32b" not in model.name.lower():
+            if not repo and not _is_qwq(model):
                 continue
             if file:
                 same = same and file.rpartition("/")[2] in names
@@ -168,9 +172,7 @@ class Library:
     def _ours(self) -> Iterator[Model]:
         for path in sorted(self._folder.glob("*.json")):
             model = _read(path)
-            if model is None:
-                continue
-            if all(part.exists() for part in model.paths):
+            if model is not None and all(part.exists() for part in model.paths):
                 yield model
 
     def _others(self, known: set[Path]) -> Iterator[Model]:
@@ -202,6 +204,11 @@ class Library:
         label = re.sub(r"[^\w.-]+", "--", model.name, flags=re.ASCII)[:100]
         where = hashlib.sha256(str(model.paths[0]).encode()).hexdigest()[:8]
         return self._folder / f"{label}-{where}.json"
+
+
+def _is_qwq(model: Model) -> bool:
+    """Whether a bare quantization can mean this model; the preview is another one."""
+    return "qwq-32b" in model.name.lower() and "preview" not in model.name.lower()
 
 
 def _read(path: Path) -> Model | None:

@@ -14,9 +14,9 @@ import functools
 import json
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]  # ascending, disjoint, each (start, end)
 
@@ -43,8 +43,8 @@ def held(spans: Spans) -> int:
 class Journal:
     """The two notes about the partial file `partial` of a content of `size` bytes."""
 
-    def __init__(self, partial: Path, sha256: str, size: int) -> None:
-        self._partial = partial
+    def __init__(self, partial: Path, sha256: str, size: int, name: str = "") -> None:
+        self._partial, self._name = partial, name
         self._about = {"version": 1, "sha256": sha256, "size": size}
         # ".incomplete" lets `hf cache prune` sweep them together with the partial file
         stem = partial.name.removesuffix(".incomplete")
@@ -61,7 +61,7 @@ class Journal:
 
     def save(self, spans: Spans, inode: int, *, synced: bool = False) -> None:
         """Note that `spans` are on disk. Raises OSError if the note cannot be written."""
-        note = {**self._about, "boot": boot_id(), "inode": inode, "have": spans}
+        note = {**self._about, "name": self._name, "boot": boot_id(), "inode": inode, "have": spans}
         path = self._safe if synced else self._quick
         write_file(path, json.dumps(note).encode(), sync=synced)
 
@@ -70,24 +70,33 @@ class Journal:
         for path in (self._quick, self._safe):
             path.unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> dict[str, object] | None:
-        try:
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-                note = json.loads(file.read(MAX_NOTE))
-        except (OSError, ValueError, RecursionError):
-            return None
-        is_ours = isinstance(note, dict) and self._about.items() <= note.items()
-        return note if is_ours else None
+    def about(self) -> Mapping[str, Any]:
+        """What the notes say of the content, for those who know the partial file only."""
+        return _note(self._quick) or _note(self._safe)
 
-    def _spans(self, note: dict[str, object]) -> Spans:
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        note = _note(path)
+        return note if self._about.items() <= note.items() else None
+
+    def _spans(self, note: dict[str, Any]) -> Spans:
         """The spans of a note, if they are possible in the partial file."""
         with contextlib.suppress(OSError, TypeError, ValueError):
             about = os.stat(self._partial, follow_symlinks=False)
-            spans = tuple((int(start), int(end)) for start, end in note["have"])  # type: ignore[attr-defined]
+            spans = tuple((int(start), int(end)) for start, end in note["have"])
             edges = [0, *(edge for span in spans for edge in span), about.st_size]
             if note["inode"] == about.st_ino and edges == sorted(edges):
                 return spans
         return ()
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """The note at `path`; an empty one if there is none."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            note = json.loads(file.read(MAX_NOTE))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def write_file(path: Path, data: bytes, *, sync: bool = False) -> None:

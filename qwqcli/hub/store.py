@@ -14,17 +14,35 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qwqcli.errors import BadFile, NoRoom, QwqError, UsageError
 from qwqcli.hub.sources import Offer, RemoteFile, safe_path
-from qwqcli.hub.spans import sync_folder, write_file
+from qwqcli.hub.spans import Journal, held, sync_folder, write_file
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+PARTIAL = ".qwq.incomplete"  # the ending lets `hf cache prune` sweep what is left behind
 LOCK_MODE = 0o664  # as huggingface_hub: people who share a cache wait for each other
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What an interrupted pull left: `done` of `size` bytes of the file `name`."""
+
+    repo: str
+    name: str
+    sha256: str
+    path: Path
+    done: int
+    size: int
 
 
 class Place(Protocol):
@@ -66,7 +84,7 @@ class CachePlace:
             real_folder(self._root, folder)
 
     def partial(self, file: RemoteFile) -> Path:
-        return self.folder / "blobs" / f"{file.sha256}.qwq.incomplete"
+        return self.folder / "blobs" / f"{file.sha256}{PARTIAL}"
 
     def lock(self, file: RemoteFile) -> Path:
         return self._locks / f"{file.sha256}.lock"
@@ -123,21 +141,23 @@ class CachePlace:
 class FolderPlace:
     """A plain folder, as given with --to. The files lie in it side by side."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.expanduser()
+    def __init__(self, folder: Path, locks: Path) -> None:
+        self._folder, self._locks = folder.expanduser(), locks
 
     def prepare(self, file: RemoteFile) -> None:
         if self._folder.exists() and not self._folder.is_dir():
             raise UsageError(f"{self._folder} is not a folder.", "--to FOLDER")
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._locks.mkdir(parents=True, exist_ok=True)
         if self._final(file).is_symlink():
             raise _planted(self._final(file))
 
     def partial(self, file: RemoteFile) -> Path:
-        return self._folder / f".{self._final(file).name}.{file.sha256[:16]}.qwq.incomplete"
+        return self._folder / f".{self._final(file).name}.{file.sha256[:16]}{PARTIAL}"
 
     def lock(self, file: RemoteFile) -> Path:
-        return self._folder / f".{self._final(file).name}.qwq.lock"
+        where = hashlib.sha256(os.path.realpath(self._final(file)).encode()).hexdigest()[:16]
+        return self._locks / f"{where}.lock"
 
     def kept(self, file: RemoteFile) -> Path | None:
         final = self._final(file)
@@ -157,6 +177,51 @@ class FolderPlace:
 
     def _final(self, file: RemoteFile) -> Path:
         return self._folder / safe_path(file.path).rpartition("/")[2]
+
+
+def unfinished(root: Path) -> Iterator[Unfinished]:
+    """Partial files below the cache's root, and what their notes say."""
+    for path in sorted(root.glob(f"models--*/blobs/*{PARTIAL}")):
+        sha256 = path.name.removesuffix(PARTIAL)
+        note = Journal(path, sha256, 0).about()
+        with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
+            repo = path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+            size, name = int(note["size"]), str(note["name"])
+            done = held(Journal(path, sha256, size).load())
+            yield Unfinished(repo, name, sha256, path, done, size)
+
+
+def discard(root: Path, left: Unfinished) -> int:
+    """Delete a partial file and its notes; returns the bytes freed."""
+    folder = left.path.parent.parent
+    lock = try_lock(root / ".locks" / folder.name / f"{left.sha256}.lock")
+    if lock is None:
+        raise UsageError(f"{left.name} is being downloaded now.", "Stop that pull first")
+    try:
+        freed = left.path.lstat().st_blocks * 512
+        left.path.unlink()
+        Journal(left.path, left.sha256, left.size).remove()
+        return freed
+    except FileNotFoundError:
+        return 0
+    finally:
+        lock.release()
+
+
+def try_lock(path: Path) -> BaseFileLock | None:
+    """The lock at `path`, or None if another has it."""
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    for kind in (FileLock, SoftFileLock):
+        lock: BaseFileLock = kind(path, mode=LOCK_MODE)
+        try:
+            lock.acquire(timeout=0)
+            return lock
+        except NotImplementedError:  # a file system without locks
+            continue
+        except Timeout:
+            return None
+    return None
 
 
 def cache_root(environ: Mapping[str, str]) -> Path:

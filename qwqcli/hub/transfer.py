@@ -176,6 +176,7 @@ class Mover:
         yield from self._rehash()
         if self._digest != self._content.sha256:
             self._journal.remove()
+            os.ftruncate(self._target, 0)  # nothing of it is worth its room
             raise BadFile(
                 f"{self._content.name} has the checksum {self._digest[:12]}… instead of"
                 f" {self._content.sha256[:12]}…, twice.",
