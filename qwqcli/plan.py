@@ -825,16 +825,26 @@ def _no_room(case: _Case) -> NoRoom:
 
 
 def _smaller(case: _Case) -> str:
-    """The quantization of QwQ-32B to take instead, else what else could be done."""
+    """What to type instead: fewer layers, another quantization of QwQ-32B, less context."""
+    if case.want.gpu_layers:
+        return f"--gpu-layers {_most_layers(case)} is the most that fits; or leave it out"
     if is_qwq(case.info):
         name = recommended(options(case.machine, case.want))
         if name and quants.BY_NAME[name].file_bytes < case.info.file_bytes:
             return f"qwq plan {name}"
-    if case.want.gpu_layers is not None:
-        return "Leave out --gpu-layers"
     if case.want.n_ctx is not None and case.want.n_ctx > LEAST_CONTEXT:
         return f"--ctx {max(case.want.n_ctx // 2, LEAST_CONTEXT)}"
     return "Close other programs, or take a smaller model"
+
+
+def _most_layers(case: _Case) -> int:
+    """The largest --gpu-layers that fits; more layers never need less memory."""
+    low, high = 0, case.want.gpu_layers or 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = _first_fit(replace(case, want=replace(case.want, gpu_layers=middle)))
+        low, high = (middle, high) if fits else (low, middle)
+    return low
 
 
 # --- which quantization ------------------------------------------------------------------------
@@ -842,6 +852,7 @@ def _smaller(case: _Case) -> str:
 # KL divergence from f16 on Llama-3-8B. Up to q6_k nobody can tell; iq3_xs (0.139) is the last
 # that published comparisons still recommend, and 32B models lose less than 8B ones.
 LOSSLESS_KLD, ACCEPTABLE_KLD = 0.005, 0.15
+GOOD_KLD = 0.028  # of q4_k_m: where a machine is slow, nothing better is worth the wait
 DOMINATED = ("q5_0", "q4_0")  # K-quants of their size lose less
 PATIENCE = 1.75  # a better quantization may take so many times as long as the fastest acceptable
 
@@ -875,8 +886,8 @@ def options(machine: Machine, want: Want) -> list[Option]:
 def recommended(found: Sequence[Option]) -> str | None:
     """The name of the one to take; None if nothing fits.
 
-    The best that fits whole, up to where the loss ends; else the best that is not much slower than
-    the fastest acceptable one; else the best that fits at all.
+    The best that fits the GPUs whole, up to where the loss ends; else the best, from q4_k_m down,
+    that is not much slower than the fastest acceptable one; else the best that fits at all.
     """
     known = [o for o in found if o.plan and o.quant.kld is not None]
     sensible = [
@@ -888,9 +899,10 @@ def recommended(found: Sequence[Option]) -> str | None:
     whole = [o for o in sensible if o.whole]
     if whole:
         return whole[0].quant.name
-    if sensible:
-        fastest = max(_speed(option) for option in sensible)
-        return next(o.quant.name for o in sensible if _speed(o) * PATIENCE >= fastest)
+    slow = [option for option in sensible if (option.quant.kld or 0) >= GOOD_KLD]
+    if slow:
+        fastest = max(_speed(option) for option in slow)
+        return next(o.quant.name for o in slow if _speed(o) * PATIENCE >= fastest)
     return known[0].quant.name if known else None
 
 
