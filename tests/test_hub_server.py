@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, HubServer
 from hub_world import FILE, QWEN, World, model_bytes
+
+from qwqcli.hub import Waiting
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 constants = importlib.import_module("huggingface_hub.constants")
@@ -91,6 +95,20 @@ def test_the_hubs_own_scan_lists_what_qwq_pulled(hub: HubServer, tmp_path: Path)
     assert (repo.repo_id, revision.commit_hash, revision.refs) == (QWEN, COMMIT, {"main"})
     assert [file.file_name for file in revision.files] == [FILE]
     assert not found.warnings
+
+
+def test_the_hubs_own_client_and_qwq_wait_for_each_other(hub: HubServer, tmp_path: Path) -> None:
+    """Both lock the same file: of two that want it at once, one downloads."""
+    world = World(hub, tmp_path)
+    hub.rate = 1_000_000
+    other = threading.Thread(target=download, args=(hub, world.cache))
+    other.start()
+    while not hub.sent:
+        time.sleep(0.01)
+    events = world.pull()
+    other.join()
+    assert any(isinstance(event, Waiting) for event in events)
+    assert hub.sent == len(world.data)
 
 
 def test_qwq_finds_what_the_hubs_own_client_downloaded(hub: HubServer, tmp_path: Path) -> None:

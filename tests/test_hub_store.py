@@ -225,6 +225,16 @@ def test_what_hf_downloaded_stays_when_our_receipt_goes(world: World) -> None:
     assert path.exists()
 
 
+def test_a_file_that_changed_since_its_pull_is_not_removed(world: World, tmp_path: Path) -> None:
+    """What lies at the place of a pulled file but is another is not ours to delete."""
+    (path,) = world.pulled(to=tmp_path / "models").paths
+    path.write_bytes(b"somebody's work")
+    hub = world.hub()
+    with pytest.raises(UsageError, match="has changed"):
+        hub.remove(hub.models()[0])
+    assert path.exists()
+
+
 def test_a_second_pull_does_not_make_our_file_anothers(world: World) -> None:
     """Pulled twice, it still is ours to remove."""
     world.pull()

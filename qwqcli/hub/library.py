@@ -146,6 +146,11 @@ class Library:
                 f"{model.name} belongs to {model.owner}; qwq does not remove it.",
                 REMOVE_WITH.get(model.owner, f"Remove it yourself: {model.paths[0]}"),
             )
+        if sum(path.stat().st_size for path in model.paths) != model.size:
+            raise UsageError(
+                f"{model.name} has changed since it was pulled; qwq does not remove it.",
+                f"Remove it yourself: {model.paths[0]}",
+            )
         freed, stays = 0, list[Path]()
         for path, how in zip(model.paths, model.how, strict=True):
             came, kept = (0, [path]) if how in ("imported", "in place") else self._drop(path)

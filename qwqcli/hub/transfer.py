@@ -12,6 +12,7 @@ Non-goals: where files live, locks, names; those are the store's.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -19,7 +20,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from qwqcli.errors import BadFile, NetworkError, NoRoom, QwqError
@@ -39,6 +40,7 @@ FRUITFUL = 64 << 10  # bytes that make a connection that failed a good one all t
 JOIN_S = 2.0  # a thread that does not end by then is in a name look-up; it cannot write any more
 EXPIRED = frozenset({400, 401, 403, 404, 410})  # what a CDN says to an outdated link
 MAX_REFUSALS = 8  # of links in a row: some for each connection that may have an old one
+MAX_LOOKS = 4  # whole sums computed early while mending; each reads the whole file
 AGAIN = "Run the same command again: it goes on where it stopped"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -119,9 +121,7 @@ class _Link:
 class Mover:
     """Moves one `Content` into the file descriptor `target`, which it leaves open."""
 
-    def __init__(
-        self, web: Web, content: Content, target: int, journal: Journal, *, count: int = 1
-    ) -> None:
+    def __init__(self, web: Web, content: Content, target: int, journal: Journal) -> None:
         self._web, self._policy = web, web.policy
         self._content, self._target, self._journal = content, target, journal
         self._inode = os.fstat(target).st_ino
@@ -163,16 +163,17 @@ class Mover:
 
     def _mend(self) -> Iterator[Event]:
         """Fetch all of it again, replace what differs, and stop as soon as the sum is right."""
-        self._compare, checked = True, 0
-        for event in self._move(()):
-            yield event
-            with self._state:
-                settled = self._mended > checked and not self._dirty()
-            if settled:
-                checked = self._mended
-                yield from self._rehash()
-                if self._digest == self._content.sha256:
-                    return
+        self._compare, checked, looks = True, 0, 0
+        with contextlib.closing(self._move(())) as events:
+            for event in events:
+                yield event
+                with self._state:
+                    settled = self._mended > checked and not self._dirty()
+                if settled and looks < MAX_LOOKS:
+                    checked, looks = self._mended, looks + 1
+                    yield from self._rehash()
+                    if self._digest == self._content.sha256:
+                        return
         yield from self._rehash()
         if self._digest != self._content.sha256:
             self._journal.remove()
@@ -195,7 +196,7 @@ class Mover:
                 yield Checking(self._content.name, at, self._content.size)
         self._digest = digest.hexdigest()
 
-    def _move(self, have: Spans) -> Iterator[Event]:
+    def _move(self, have: Spans) -> Generator[Event, None, None]:
         needed, helpers = self._start(have)
         meter = _Meter(self.done)
         try:

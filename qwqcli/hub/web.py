@@ -106,7 +106,8 @@ class Web:
             except Transient as problem:
                 if attempt == self.policy.tries:
                     raise _unreachable(url, problem) from None
-                time.sleep(self.policy.backoff(attempt, problem.wait_s))
+                wait_s = self.policy.backoff(attempt, problem.wait_s)
+                time.sleep(min(wait_s, self.policy.metadata_s))
             finally:
                 line.close()
         raise AssertionError("tries is at least 1")
@@ -191,7 +192,8 @@ class Line:
         self._aborted = True
         if (sock := self._socket) is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                # not TLS's own shutdown, which is not made for a second thread
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def _send(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         self._leave_response()
