@@ -2,7 +2,7 @@
 
 Contract: `look` asks the world and never hangs; `examine` judges what was seen, purely. Each check
 passes, warns or fails, and says what to type. Nothing in it names the person or holds a secret:
-paths start at ~, and the user's name is taken out wherever it stands.
+paths start at ~, and the user's name is taken out of the others.
 Non-goals: repairing anything; the hub, its mirror and its token, and the models on disk (pull).
 """
 
@@ -150,7 +150,7 @@ def _anonymous(text: str) -> str:
         text = text.replace(str(Path.home()), "~")
     with contextlib.suppress(OSError, KeyError):  # no user
         name = re.escape(getpass.getuser())
-        text = re.sub(rf"(?<![\w-]){name}(?![\w-])", "<user>", text)
+        text = re.sub(rf"(?<=/){name}(?=[/\s]|$)", "<user>", text)
     return text
 
 

@@ -128,6 +128,9 @@ class Plan:
             "type_k": self.type_k,
             "type_v": self.type_v,
             "flash_attn": self.flash_attn,
+            "mmap": self.mmap,
+            "yarn_factor": self.yarn.factor if self.yarn else 0.0,
+            "yarn_original_context": self.yarn.original_context if self.yarn else 0,
         }
 
 
@@ -763,8 +766,10 @@ def _why_speed(case: _Case, plan: Plan) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """`50 s`, `4 min 20 s`, `1 h 5 min`; to ten seconds, since it is a prediction."""
+    """`50 s`, `4 min 20 s`, `43 min`, `1 h 5 min`: as rough as a prediction is."""
     whole = max(round(seconds / 10) * 10, 10)
+    if whole >= 600:
+        whole = round(seconds / 60) * 60
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
@@ -773,6 +778,9 @@ def minutes(seconds: float) -> str:
 
 
 def _warnings(case: _Case, plan: Plan) -> Iterator[str]:
+    """What a person should know before loading."""
+    for problem in case.machine.problems:
+        yield f"{problem}; so this plan knows of no GPU."
     if plan.n_ctx < min(ENOUGH_CONTEXT, native_context(case.info) or ENOUGH_CONTEXT):
         yield f"With {plan.n_ctx:,} tokens of context a long thought may be cut."
     if plan.type_k == "q4_0":

@@ -100,13 +100,13 @@ def show_options(
     """Every quantization of QwQ-32B, the recommended one marked and why."""
     out.write(f"QwQ-32B on {visible(machine.name)}{_devices(machine)}\n\n")
     thought = f"{THOUGHT // 1000}k tokens"
-    heads = ("", "Quant", "Size", "Where", "Context", "KV", "Tokens/s", thought, "Loss")
+    heads = ("", "Quant", "Size", "Where", "Context", "KV", "t/s", thought, "Loss")
     table = _table(out, heads)
     for option in found:
         table.add_row(*_option_cells(option, chosen))
     _print(table, out)
     notes = [
-        "Sizes with ~ are rounded. Context is what the plan gives. Tokens/s are predicted.",
+        "Sizes with ~ are rounded; t/s are predicted. What is not on the GPU is in RAM.",
         "Loss is the KL divergence from f16, measured on Llama-3-8B: good for the order alone.",
     ]
     for note in [*notes, why_recommended(found, chosen)]:
@@ -155,13 +155,21 @@ def _option_cells(option: Option, chosen: str | None) -> list[str]:
         mark,
         quant.name,
         size,
-        _where(plan),
+        _where_shortly(plan),
         f"{plan.n_ctx:,}",
         plan.type_k,
         f"{plan.predicted.generation_tps:.1f}" if plan.predicted.generation_tps else "-",
         minutes(thought) if thought else "-",
         loss,
     ]
+
+
+def _where_shortly(plan: Plan) -> str:
+    if plan.gpu_layers == 0:
+        return "CPU"
+    if plan.whole_layers == plan.layers_total:
+        return "all on GPU"
+    return f"{plan.whole_layers}/{plan.layers_total} on GPU"
 
 
 def _where(plan: Plan) -> str:
@@ -185,10 +193,16 @@ def _table(out: Output, heads: Sequence[str]) -> Table:
     from rich.table import Table
 
     style = box.ASCII if out.symbols is ASCII else box.SIMPLE_HEAD
-    table = Table(box=style, pad_edge=False, show_edge=False, header_style="bold")
+    table = Table(
+        box=style,
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+        header_style="bold",
+    )
     numbers = ("Size", "Layers", "Weights", "KV cache", "Compute", "Margin", "Free", "Context")
     for head in heads:
-        right = head in (*numbers, "Tokens/s", "Loss") or "tokens" in head
+        right = head in (*numbers, "t/s", "Loss") or "tokens" in head
         table.add_column(head, justify="right" if right else "left", no_wrap=True)
     return table
 

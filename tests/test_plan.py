@@ -320,6 +320,12 @@ def test_an_unused_gpu_is_named_in_the_plan() -> None:
     assert any("RTX 3090" in w and "pip install something" in w for w in plan.warnings)
 
 
+def test_an_engine_that_cannot_be_asked_is_named_in_the_plan() -> None:
+    """A plan for the CPU because llama.cpp died while it was asked says so."""
+    here = replace(known_machine("cpu-64"), problems=("llama.cpp could not be asked: it died",))
+    assert any("it died" in warning for warning in make_plan(Q4, here).warnings)
+
+
 def test_the_margin_can_be_set() -> None:
     """With a smaller margin more fits; the plan says what is left free."""
     plan = make_plan(Q4, machine("3090"), Want(margin_bytes=256 * MiB))
@@ -491,10 +497,18 @@ def test_planning_is_quick() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(1, "10 s"), (54, "50 s"), (58, "1 min"), (258, "4 min 20 s"), (3_900, "1 h 5 min")],
+    [
+        (1, "10 s"),
+        (54, "50 s"),
+        (58, "1 min"),
+        (258, "4 min 20 s"),
+        (2_590, "43 min"),
+        (3_599, "1 h 0 min"),
+        (3_900, "1 h 5 min"),
+    ],
 )
 def test_minutes(seconds: float, text: str) -> None:
-    """Times are said to ten seconds: they are predictions."""
+    """Times are said to ten seconds, long ones to minutes: they are predictions."""
     assert minutes(seconds) == text
 
 
@@ -553,7 +567,7 @@ def test_the_table_of_quantizations() -> None:
     result = run("plan", "--machine", "3090")
     assert result.code == 0
     assert all(quant.name in result.out for quant in quants.QUANTS)
-    (marked,) = [line for line in result.out.splitlines() if line.startswith(">   ")]
+    (marked,) = [line for line in result.out.splitlines() if line.startswith(">  ")]
     assert marked.split()[1] == "q4_k_m"
     assert "See: qwq plan q4_k_m" in result.out
     assert "\x1b" not in result.out

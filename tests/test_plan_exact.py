@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,6 +179,26 @@ def test_a_dry_load_corrects_the_plan(files: dict[str, Path]) -> None:
     assert exact.compute_source == "dry load"
     for before, after in zip(plan.devices, exact.devices, strict=True):
         assert after.compute_bytes == pytest.approx(before.compute_bytes, rel=0.05)
+
+
+def test_yarn_reaches_llama_cpp(files: dict[str, Path]) -> None:
+    """The plan's rope scaling is what llama.cpp says it uses, and costs no memory."""
+    path = file_of(files, "q4_k_m")
+    info = read_file_header(path)
+    plan = make_plan(info, machine(), Want(n_ctx=65_536))
+    child = [sys.executable, "-c", YARN, str(path), json.dumps(plan.placement())]
+    said = subprocess.run(child, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"freq_scale += 0\.25\b", said)
+
+
+YARN = """
+import json, sys
+from pathlib import Path
+from qwqcli.engine import native
+placement = native.Placement(**json.loads(sys.argv[2]))
+native.dry_load(Path(sys.argv[1]), placement, ("qwen2", 152064))
+print(native.log.text())
+"""
 
 
 def test_the_files_take_no_disk(files: dict[str, Path]) -> None:

@@ -398,6 +398,9 @@ class Placement:
     type_k: str = "f16"
     type_v: str = "f16"
     flash_attn: FlashAttn = "off"
+    mmap: bool = True  # False: weights are read; Metal would count a mapped file whole
+    yarn_factor: float = 0.0  # 0: no rope scaling beyond the file's own
+    yarn_original_context: int = 0
 
 
 _GGML_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type
@@ -423,7 +426,9 @@ def place_weights(params: Any, placement: Placement) -> list[Any]:
         cpu = _must("ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
         overrides = (_BufferOverride * 2)(_BufferOverride(pattern, cpu))  # ends with a null
         params.tensor_buft_overrides = ctypes.addressof(overrides)
-        kept.append(overrides)
+        kept += [overrides, pattern]
+    if not placement.mmap:
+        params.load_mode = 0  # LLAMA_LOAD_MODE_NONE
     return kept
 
 
@@ -435,6 +440,10 @@ def place_cache(params: Any, placement: Placement) -> None:
     params.type_k = _GGML_TYPES[placement.type_k]
     params.type_v = _GGML_TYPES[placement.type_v]
     params.n_outputs_max = 1  # see Context
+    if placement.yarn_factor:
+        params.rope_scaling_type = 2  # LLAMA_ROPE_SCALING_TYPE_YARN
+        params.rope_freq_scale = 1 / placement.yarn_factor
+        params.yarn_orig_ctx = placement.yarn_original_context
 
 
 def dry_load(path: Path, placement: Placement, vocabulary: tuple[str, int]) -> dict[str, int]:
