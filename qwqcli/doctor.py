@@ -29,7 +29,8 @@ from qwqcli.engine.probe import Probe
 from qwqcli.errors import QwqError
 from qwqcli.gguf import read_file_header
 from qwqcli.hardware import GiB, Machine
-from qwqcli.plan import ACCEPTABLE_KLD, Want, options, recommended
+from qwqcli.layout import Want
+from qwqcli.plan import ACCEPTABLE_KLD, options, recommended
 from qwqcli.terminal import Output
 
 Status = Literal["pass", "warn", "fail"]

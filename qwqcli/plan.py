@@ -6,26 +6,23 @@ warning); `prefer` asks for another order. A plan explains each choice (`reasons
 margin on every device. Weights and KV cache are llama.cpp's own bytes; the compute buffer is a
 closed form until `corrected` takes what a dry load measured.
 Limits: what happens on a GPU when llama.cpp computes there for layers in RAM is estimated.
-Non-goals: asking the machine (hardware.py), loading (engine), drawing (tables.py).
+Non-goals: what a layout costs (layout.py), asking the machine (hardware.py), loading (engine),
+drawing (tables.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qwqcli import costs, quants
-from qwqcli.costs import KV, Cache, Part
+from qwqcli.costs import KV, Cache
 from qwqcli.errors import NoRoom, UsageError
 from qwqcli.gguf import ModelInfo
-from qwqcli.hardware import Device, GiB, Machine, MiB
+from qwqcli.hardware import GiB, Machine, MiB
+from qwqcli.layout import Case, FlashAttn, Layout, Predicted, Share, Want, placed
 
-Prefer = Literal["context", "speed", "quality"]
-FlashAttn = Literal["auto", "on", "off"]
-PREFERENCES: tuple[Prefer, ...] = ("context", "speed", "quality")
-
-MARGIN_BYTES = GiB  # llama.cpp's own fit keeps as much on each device
 NATIVE_CONTEXT = 32_768  # of QwQ-32B without YaRN: "original_max_position_embeddings"
 YARN_FACTOR = 4.0  # QwQ's model card
 ENOUGH_CONTEXT = 16_384  # tokens; below it a thought may be cut
@@ -34,51 +31,6 @@ CONTEXT_STEP = 1_024
 BATCH, SMALL_BATCH = 512, 128
 # What macOS needs beside memory that the GPU has wired: it cannot be paged out.
 MACOS_BYTES = 4 * GiB
-DEFAULT_RAM_BANDWIDTH = 51.2e9  # two channels of DDR4-3200, where nothing better is known
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """What a person asks for; None leaves it to the plan. Bytes and tokens."""
-
-    n_ctx: int | None = None
-    kv: KV | None = None
-    prefer: Prefer | None = None
-    gpu_layers: int | None = None
-    flash_attn: FlashAttn | None = None
-    n_batch: int | None = None
-    threads: int | None = None
-    margin_bytes: int = MARGIN_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one device holds; `layers` counts the output layer. The last one is the RAM ("CPU")."""
-
-    name: str
-    layers: int
-    weights_bytes: int
-    kv_bytes: int
-    compute_bytes: int
-    margin_bytes: int
-    free_bytes: int
-
-    @property
-    def used_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """Tokens per second; None where a device's bandwidth is not known."""
-
-    prompt_tps: float | None
-    generation_tps: float | None
-
-    @property
-    def thought_s(self) -> float | None:
-        """Seconds for `costs.THOUGHT` tokens of thinking."""
-        return costs.THOUGHT / self.generation_tps if self.generation_tps else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,29 +87,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
-    """All that a layout depends on. `surplus`: bytes by which a dry load was above the formula."""
-
-    info: ModelInfo
-    machine: Machine
-    want: Want
-    surplus: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def devices(self) -> tuple[Device, ...]:
-        """Devices that report memory; one with none cannot be planned for."""
-        return tuple(device for device in self.machine.devices if device.free_bytes > 0)
-
-    @property
-    def total(self) -> int:
-        return self.info.n_layers + 1
-
-    @property
-    def ram_budget(self) -> int:
-        return self.machine.ram_free_bytes - self.want.margin_bytes
-
-
-@dataclass(frozen=True, slots=True)
 class _Stage:
     """One thing to try: the most context in a range, with all layers on GPUs, some, or none.
 
@@ -168,22 +97,6 @@ class _Stage:
     most: int
     least: int
     where: Literal["gpus", "split", "ram"] = "gpus"
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """A way to place a model: layers from `start` on are on the devices, `counts` on each."""
-
-    cache: Cache
-    start: int
-    counts: tuple[int, ...]
-    cpu_ffn: int  # of the first layers, this many feed-forward parts are in RAM
-    shares: tuple[Share, ...]
-    predicted: Predicted
-
-    @property
-    def gpu_layers(self) -> int:
-        return sum(self.counts)
 
 
 def make_plan(
@@ -197,7 +110,7 @@ def make_plan(
 
     Raises UsageError for a wish that cannot be meant, NoRoom if nothing fits.
     """
-    case = _Case(info, machine, want or Want(), surplus or {})
+    case = Case(info, machine, want or Want(), surplus or {})
     _check(case)
     plan = _first_fit(case)
     if plan is None:
@@ -205,7 +118,7 @@ def make_plan(
     return plan
 
 
-def _first_fit(case: _Case) -> Plan | None:
+def _first_fit(case: Case) -> Plan | None:
     for stage in _stages(case):
         layout = _search(case, stage)
         if layout is not None:
@@ -261,7 +174,7 @@ def native_context(info: ModelInfo) -> int:
     return min(info.n_ctx_train, NATIVE_CONTEXT) if is_qwq(info) else info.n_ctx_train
 
 
-def _check(case: _Case) -> None:
+def _check(case: Case) -> None:
     """Refuse wishes that cannot be meant, before anything is computed from them."""
     want, info = case.want, case.info
     if want.n_ctx is not None:
@@ -291,7 +204,7 @@ def _check_context(n_ctx: int, info: ModelInfo) -> None:
         )
 
 
-def _contexts(case: _Case) -> tuple[int, int, int]:
+def _contexts(case: Case) -> tuple[int, int, int]:
     """The context to aim at, the one that is enough, the least; all the same if one was asked."""
     asked = case.want.n_ctx
     if asked is not None:
@@ -300,7 +213,7 @@ def _contexts(case: _Case) -> tuple[int, int, int]:
     return goal, min(goal, ENOUGH_CONTEXT), min(goal, LEAST_CONTEXT)
 
 
-def _stages(case: _Case) -> list[_Stage]:
+def _stages(case: Case) -> list[_Stage]:
     """What is tried, in order."""
     goal, enough, least = _contexts(case)
     first: KV = case.want.kv or "f16"
@@ -319,7 +232,7 @@ def _stages(case: _Case) -> list[_Stage]:
     return [*order, *_spill(case, last, enough, least)]
 
 
-def _spill(case: _Case, kv: KV, enough: int, least: int) -> Iterator[_Stage]:
+def _spill(case: Case, kv: KV, enough: int, least: int) -> Iterator[_Stage]:
     """Into RAM, with `enough` context and then with less.
 
     Where the GPU shares the RAM, leaving the GPU frees nothing: there it comes last of all.
@@ -331,14 +244,14 @@ def _spill(case: _Case, kv: KV, enough: int, least: int) -> Iterator[_Stage]:
     yield _Stage(kv, enough, least, "ram")
 
 
-def _may_quantize(case: _Case) -> bool:
+def _may_quantize(case: Case) -> bool:
     return costs.can_hold(case.info, "q8_0") and case.want.flash_attn != "off"
 
 
 # --- the search --------------------------------------------------------------------------------
 
 
-def _search(case: _Case, stage: _Stage) -> _Layout | None:
+def _search(case: Case, stage: _Stage) -> Layout | None:
     """The layout with the most context that fits."""
     most, least = stage.most, stage.least
     steps = [most, *range(most - 1 - (most - 1) % CONTEXT_STEP, least, -CONTEXT_STEP), least]
@@ -357,23 +270,23 @@ def _search(case: _Case, stage: _Stage) -> _Layout | None:
     return found
 
 
-def _fit(case: _Case, stage: _Stage, n_ctx: int) -> _Layout | None:
+def _fit(case: Case, stage: _Stage, n_ctx: int) -> Layout | None:
     """A layout with this context."""
     want, kv = case.want, stage.kv
     if not case.devices or want.gpu_layers == 0 or stage.where == "ram":
         return None if want.gpu_layers else _host_layout(case, kv, n_ctx)
     cache = Cache(n_ctx, kv, kv, want.flash_attn != "off", want.n_batch or BATCH)
     if want.gpu_layers is not None:
-        return _placed(case, cache, max(case.total - want.gpu_layers, 0), 0)
+        return placed(case, cache, max(case.total - want.gpu_layers, 0), 0)
     if stage.where == "gpus":
-        return _placed(case, cache, 0, 0)
+        return placed(case, cache, 0, 0)
     # the output layer alone on a GPU would be of no use
-    layers = _fewest(case.total - 2, lambda start: _placed(case, cache, start, 0))
-    parts = _fewest(case.info.n_layers, lambda n: _placed(case, cache, 0, n))
+    layers = _fewest(case.total - 2, lambda start: placed(case, cache, start, 0))
+    parts = _fewest(case.info.n_layers, lambda n: placed(case, cache, 0, n))
     return _faster(layers, parts)
 
 
-def _fewest(most: int, place: Callable[[int], _Layout | None]) -> _Layout | None:
+def _fewest(most: int, place: Callable[[int], Layout | None]) -> Layout | None:
     """The layout that keeps the fewest (1 to `most`) in RAM, if any fits."""
     low, high, found = 0, most, place(most)
     if found is None:
@@ -388,7 +301,7 @@ def _fewest(most: int, place: Callable[[int], _Layout | None]) -> _Layout | None
     return found
 
 
-def _faster(layers: _Layout | None, parts: _Layout | None) -> _Layout | None:
+def _faster(layers: Layout | None, parts: Layout | None) -> Layout | None:
     """Whole layers in RAM or only feed-forward weights: by predicted speed, else the former."""
     if layers is None or parts is None:
         return layers or parts
@@ -396,16 +309,16 @@ def _faster(layers: _Layout | None, parts: _Layout | None) -> _Layout | None:
     return parts if one is not None and other is not None and other > one else layers
 
 
-def _host_layout(case: _Case, kv: KV, n_ctx: int) -> _Layout | None:
+def _host_layout(case: Case, kv: KV, n_ctx: int) -> Layout | None:
     """Everything in RAM."""
     for cache in _host_caches(case, kv, n_ctx):
-        layout = _placed(case, cache, case.total, 0)
+        layout = placed(case, cache, case.total, 0)
         if layout is not None:
             return layout
     return None
 
 
-def _host_caches(case: _Case, kv: KV, n_ctx: int) -> Iterator[Cache]:
+def _host_caches(case: Case, kv: KV, n_ctx: int) -> Iterator[Cache]:
     """Without flash attention, which is slower on a CPU, as long as that fits.
 
     Then small batches save memory, and only K is quantized: V would need flash attention.
@@ -418,190 +331,12 @@ def _host_caches(case: _Case, kv: KV, n_ctx: int) -> Iterator[Cache]:
         yield Cache(n_ctx, kv, kv, True, want.n_batch or BATCH)
 
 
-def _placed(case: _Case, cache: Cache, start: int, cpu_ffn: int) -> _Layout | None:
-    """Layers from `start` on the devices, feed-forward weights of the first `cpu_ffn` in RAM."""
-    everything = start == 0 and cpu_ffn == 0
-    items = _items(case, cache, cpu_ffn)[start:]
-    compute = [_device_compute(case, cache, device, everything) for device in case.devices]
-    budgets = [
-        device.free_bytes - case.want.margin_bytes - reserved
-        for device, reserved in zip(case.devices, compute, strict=True)
-    ]
-    counts = _spread(items, budgets)
-    if counts is None:
-        return None
-    shares = _shares(case, cache, start, cpu_ffn, counts)
-    if not _ram_suffices(case, shares):
-        return None
-    predicted = _predict(case, cache, shares, start, cpu_ffn)
-    return _Layout(cache, start, counts, cpu_ffn, shares, predicted)
-
-
-def _items(case: _Case, cache: Cache, cpu_ffn: int) -> list[int]:
-    """Bytes that each layer brings to its device, weights and KV; the output layer last."""
-    info = case.info
-    rows = zip(info.layer_bytes, info.layer_ffn_bytes, costs.kv_bytes(info, cache), strict=True)
-    items = [
-        weights - (ffn if layer < cpu_ffn else 0) + kv
-        for layer, (weights, ffn, kv) in enumerate(rows)
-    ]
-    return [*items, costs.output_bytes(info)]
-
-
-def _spread(items: Sequence[int], budgets: Sequence[int]) -> tuple[int, ...] | None:
-    """How many items, in order, each device gets so that all are filled to the same share."""
-    if not items:
-        return (0,) * len(budgets)
-    best = _fill(items, budgets, 1.0)
-    if best is None or len(budgets) == 1:
-        return best
-    low, high = 0.0, 1.0
-    for _ in range(16):  # to a share of 1/65536: finer than a layer
-        middle = (low + high) / 2
-        counts = _fill(items, budgets, middle)
-        if counts is None:
-            low = middle
-        else:
-            high, best = middle, counts
-    return best
-
-
-def _fill(items: Sequence[int], budgets: Sequence[int], share: float) -> tuple[int, ...] | None:
-    counts, at = [], 0
-    for budget in budgets:
-        room, began = int(budget * share), at
-        while at < len(items) and items[at] <= room:
-            room -= items[at]
-            at += 1
-        counts.append(at - began)
-    return tuple(counts) if at == len(items) else None
-
-
-def _device_compute(case: _Case, cache: Cache, device: Device, everything: bool) -> int:
-    """Compute buffer of a device that has layers, with what comes on top of it."""
-    info = case.info
-    n_bytes = costs.device_compute(info, cache, info.n_layers, everything)
-    if everything and len(case.devices) > 1:
-        n_bytes += costs.pipeline_bytes(info, cache, first=device == case.devices[0])
-    elif not everything and device.kind == "gpu":
-        # for a batch the GPU computes with weights that are in RAM: one matrix at a time visits it
-        n_bytes += max(info.layer_ffn_bytes, default=0) // 2
-    return n_bytes + case.surplus.get(device.name, 0)
-
-
-def _shares(
-    case: _Case, cache: Cache, start: int, cpu_ffn: int, counts: Sequence[int]
-) -> tuple[Share, ...]:
-    """What every device and the RAM hold."""
-    info, kv = case.info, costs.kv_bytes(case.info, cache)
-    everything = start == 0 and cpu_ffn == 0
-    weights = [
-        *(
-            layer - (info.layer_ffn_bytes[at] if at < cpu_ffn else 0)
-            for at, layer in enumerate(info.layer_bytes)
-        ),
-        costs.output_bytes(info),
-    ]
-    cells = [*kv, 0]
-    shares, at = [], start
-    for device, count in zip(case.devices, counts, strict=True):
-        held = sum(weights[at : at + count])
-        if _maps_file(device, everything):
-            held += info.embedding_bytes + info.other_bytes
-        compute = _device_compute(case, cache, device, everything) if count else 0
-        if count == 1 and at == info.n_layers:
-            compute = costs.device_compute(info, cache, 0, False)
-        shares.append(
-            Share(
-                device.name,
-                count,
-                held,
-                sum(cells[at : at + count]),
-                compute,
-                case.want.margin_bytes if count else 0,
-                device.free_bytes,
-            )
-        )
-        at += count
-    return (*shares, _host_share(case, cache, start, cpu_ffn, sum(cells[:start])))
-
-
-def _maps_file(device: Device, everything: bool) -> bool:
-    """Metal maps the range of the file from its first to its last tensor: the embedding too."""
-    return device.backend == "MTL" and everything
-
-
-def _host_share(case: _Case, cache: Cache, start: int, cpu_ffn: int, kv: int) -> Share:
-    info = case.info
-    mapped = any(_maps_file(device, start == 0 and cpu_ffn == 0) for device in case.devices)
-    weights = sum(info.layer_bytes[:start]) + sum(info.layer_ffn_bytes[:cpu_ffn])
-    if not mapped:
-        weights += info.embedding_bytes + info.other_bytes
-    if start > info.n_layers:
-        weights += info.output_bytes  # a tied one is the embedding, which is counted
-    layers = min(start, info.n_layers)
-    compute = costs.host_compute(info, cache, layers, cpu_ffn) + case.surplus.get("CPU", 0)
-    if start == 0 and cpu_ffn == 0 and len(case.devices) > 1:
-        compute += costs.pipeline_host_bytes(info, cache)
-    count = start  # the output layer is the last to come to the CPU
-    return Share(
-        "CPU", count, weights, kv, compute, case.want.margin_bytes, case.machine.ram_free_bytes
-    )
-
-
-def _ram_suffices(case: _Case, shares: Sequence[Share]) -> bool:
-    """RAM holds its own share, and those of devices that have no memory of their own."""
-    kinds = {device.name: device.kind for device in case.devices}
-    used = sum(s.used_bytes for s in shares if kinds.get(s.name, "unified") == "unified")
-    return used <= case.ram_budget
-
-
-def _predict(
-    case: _Case, cache: Cache, shares: Sequence[Share], start: int, cpu_ffn: int
-) -> Predicted:
-    info, machine = case.info, case.machine
-    per_token = costs.kv_bytes(info, replace(cache, n_ctx=256))
-    row = sum(per_token) // 256 // max(info.n_layers, 1)
-    used = [share for share in shares if share.layers or share.name == "CPU"]
-    parts = []
-    for share in used:
-        device = next((d for d in case.devices if d.name == share.name), None)
-        weights = share.weights_bytes
-        if device is None:
-            weights -= info.embedding_bytes + info.other_bytes  # of which one row is read
-            if start > info.n_layers and costs.output_bytes(info) != info.output_bytes:
-                weights += info.embedding_bytes  # as the output layer, all of it
-        layers = min(share.layers, info.n_layers)
-        parts.append(
-            Part(
-                kind=device.kind if device else "cpu",
-                bandwidth=device.bandwidth if device else ram_bandwidth(machine),
-                weights=max(weights, 0),
-                kv_per_token=row * layers,
-                attention_layers=layers,
-                params_share=max(weights, 0) / max(info.tensor_bytes, 1),
-            )
-        )
-    switches = 2 * cpu_ffn + len([share for share in used if share.layers])
-    cores = case.want.threads or machine.cores
-    copies = any(device.kind != "remote" for device in case.devices) and start <= info.n_layers
-    return Predicted(
-        costs.prompt_tps(info, cache, parts, cores, copies),
-        costs.generation_tps(info, cache, parts, cores, switches),
-    )
-
-
-def ram_bandwidth(machine: Machine) -> float:
-    """Bytes per second; a usual desktop's where it is not known."""
-    return machine.ram_bandwidth or DEFAULT_RAM_BANDWIDTH
-
-
 # --- the plan and its reasons ------------------------------------------------------------------
 
 _COMPUTE = "The compute buffer"
 
 
-def _describe(case: _Case, layout: _Layout) -> Plan:
+def _describe(case: Case, layout: Layout) -> Plan:
     info, cache, want = case.info, layout.cache, case.want
     flash: FlashAttn = "off"
     if cache.flash_attn:
@@ -637,7 +372,7 @@ def _describe(case: _Case, layout: _Layout) -> Plan:
     )
 
 
-def _reasons(case: _Case, layout: _Layout, plan: Plan) -> Iterator[str]:
+def _reasons(case: Case, layout: Layout, plan: Plan) -> Iterator[str]:
     """Every choice in a sentence, the largest first."""
     yield _why_layers(case, layout, plan)
     yield _why_kv(case, plan)
@@ -647,7 +382,7 @@ def _reasons(case: _Case, layout: _Layout, plan: Plan) -> Iterator[str]:
     yield _why_speed(case, plan)
 
 
-def _why_layers(case: _Case, layout: _Layout, plan: Plan) -> str:
+def _why_layers(case: Case, layout: Layout, plan: Plan) -> str:
     names = _names([s.name for s in plan.devices if s.layers and s.name != "CPU"])
     if not case.devices:
         return "All layers are on the CPU: llama.cpp sees no GPU here."
@@ -668,12 +403,12 @@ def _why_layers(case: _Case, layout: _Layout, plan: Plan) -> str:
     )
 
 
-def _why_ffn(case: _Case, layout: _Layout, plan: Plan, names: str) -> str:
+def _why_ffn(case: Case, layout: Layout, plan: Plan, names: str) -> str:
     text = (
         f"All attention and the KV cache are on {names}; the feed-forward weights of"
         f" {len(plan.cpu_ffn)} of {plan.layers_total - 1} layers are in RAM"
     )
-    other = _fewest(case.total - 2, lambda start: _placed(case, layout.cache, start, 0))
+    other = _fewest(case.total - 2, lambda start: placed(case, layout.cache, start, 0))
     here = plan.predicted.generation_tps
     there = other.predicted.generation_tps if other else None
     if here and there and other:
@@ -684,7 +419,7 @@ def _why_ffn(case: _Case, layout: _Layout, plan: Plan, names: str) -> str:
     return f"{text}: whole layers do not fit better."
 
 
-def _why_kv(case: _Case, plan: Plan) -> str:
+def _why_kv(case: Case, plan: Plan) -> str:
     size = _gib(sum(share.kv_bytes for share in plan.devices))
     if case.want.kv is not None:
         return f"KV cache in {plan.type_k} as asked: {size}."
@@ -701,7 +436,7 @@ def _why_kv(case: _Case, plan: Plan) -> str:
     )
 
 
-def _why_context(case: _Case, plan: Plan) -> str:
+def _why_context(case: Case, plan: Plan) -> str:
     goal, enough, _ = _contexts(case)
     text = f"Context {plan.n_ctx:,} tokens"
     if case.want.n_ctx is not None:
@@ -728,7 +463,7 @@ def _why_flash(plan: Plan) -> str:
     return "Flash attention where the GPU can: it saves memory and time."
 
 
-def _why_rest(case: _Case, plan: Plan) -> Iterator[str]:
+def _why_rest(case: Case, plan: Plan) -> Iterator[str]:
     if plan.yarn:
         yield (
             f"YaRN by {plan.yarn.factor:g}, because {plan.n_ctx:,} tokens are more than the native"
@@ -753,7 +488,7 @@ def _why_rest(case: _Case, plan: Plan) -> Iterator[str]:
         yield "The RAM is taken for dual-channel DDR4-3200 (51 GB/s): its speed is not known."
 
 
-def _why_speed(case: _Case, plan: Plan) -> str:
+def _why_speed(case: Case, plan: Plan) -> str:
     speed = plan.predicted
     if speed.generation_tps is None or speed.thought_s is None:
         unknown = _names([d.description for d in case.devices if not d.bandwidth])
@@ -777,7 +512,7 @@ def minutes(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _warnings(case: _Case, plan: Plan) -> Iterator[str]:
+def _warnings(case: Case, plan: Plan) -> Iterator[str]:
     """What a person should know before loading."""
     for problem in case.machine.problems:
         yield f"{problem}; so this plan knows of no GPU."
@@ -794,7 +529,7 @@ def _warnings(case: _Case, plan: Plan) -> Iterator[str]:
     yield from _wired(case, plan)
 
 
-def _wired(case: _Case, plan: Plan) -> Iterator[str]:
+def _wired(case: Case, plan: Plan) -> Iterator[str]:
     """On a Mac: the line that lets the GPU have more, where that makes a difference."""
     metal = [d for d in case.machine.devices if d.backend == "MTL"]
     most = case.machine.ram_total_bytes - MACOS_BYTES
@@ -818,7 +553,7 @@ def _wired(case: _Case, plan: Plan) -> Iterator[str]:
     )
 
 
-def _no_room(case: _Case) -> NoRoom:
+def _no_room(case: Case) -> NoRoom:
     """Nothing fits: say what was the least that was tried, and what would fit."""
     info = case.info
     need = _gib(info.tensor_bytes)
@@ -832,7 +567,7 @@ def _no_room(case: _Case) -> NoRoom:
     )
 
 
-def _smaller(case: _Case) -> str:
+def _smaller(case: Case) -> str:
     """What to type instead: fewer layers, another quantization of QwQ-32B, less context."""
     if case.want.gpu_layers:
         return f"--gpu-layers {_most_layers(case)} is the most that fits; or leave it out"
@@ -845,7 +580,7 @@ def _smaller(case: _Case) -> str:
     return "Close other programs, or take a smaller model"
 
 
-def _most_layers(case: _Case) -> int:
+def _most_layers(case: Case) -> int:
     """The largest --gpu-layers that fits; more layers never need less memory."""
     low, high = 0, case.want.gpu_layers or 0
     while high - low > 1:
@@ -885,7 +620,7 @@ def options(machine: Machine, want: Want) -> list[Option]:
     """Every quantization of QwQ-32B with its plan, the largest first."""
     found = []
     for quant in quants.QUANTS:
-        case = _Case(quants.model_info(quant), machine, want)
+        case = Case(quants.model_info(quant), machine, want)
         _check(case)
         found.append(Option(quant, _first_fit(case)))
     return found

@@ -22,7 +22,8 @@ from qwqcli.engine.probe import Probe
 from qwqcli.errors import UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import Machine
-from qwqcli.plan import PREFERENCES, Option, Plan, Want, corrected, make_plan, options
+from qwqcli.layout import PREFERENCES, Want
+from qwqcli.plan import Option, Plan, corrected, make_plan, options
 
 Choice = TypeVar("Choice", bound=str)
 KV_TYPES: tuple[KV, ...] = ("f16", "q8_0", "q4_0")

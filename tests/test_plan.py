@@ -30,10 +30,9 @@ from qwqcli.hardware import (
     machine_names,
     with_memory,
 )
+from qwqcli.layout import PREFERENCES, Want
 from qwqcli.plan import (
     ENOUGH_CONTEXT,
-    PREFERENCES,
-    Want,
     Yarn,
     corrected,
     make_plan,

@@ -20,7 +20,8 @@ from qwqcli import costs, planning
 from qwqcli.engine.probe import Probe
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import Device, Machine
-from qwqcli.plan import Plan, Want, corrected, make_plan
+from qwqcli.layout import Want
+from qwqcli.plan import Plan, corrected, make_plan
 
 GiB, TiB = 2**30, 2**40
 
