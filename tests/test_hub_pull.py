@@ -525,6 +525,47 @@ def test_what_the_disk_has_taken_is_noted_apart(world: World) -> None:
     assert any([*note] for note in notes)
 
 
+def any_faults(chance: random.Random, size: int) -> Iterator[Fault]:
+    """A few faults of any kind, at any time and place."""
+    for _ in range(chance.randint(1, 5)):
+        kinds = [
+            {"cut": chance.randrange(size)},
+            {"stall": chance.randrange(size)},
+            {"status": chance.choice([403, 404, 408, 500, 503])},
+            {"status": 429, "retry_after": "0"},
+            {"length": chance.choice([-10, 10])},
+            {"flip": chance.randrange(size)},
+            {"shift": 3},
+            {"rate": 300},
+            {"no_ranges": True},
+            {"endless": True},
+        ]
+        yield Fault(times=chance.choice([1, 2, 5]), skip=chance.choice([0, 0, 1, 3]),
+                    **chance.choice(kinds))  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100))
+def test_any_mix_of_faults_ends_in_the_file_or_in_an_error(world: World, seed: int) -> None:
+    """Whatever happens in whatever order: the right bytes, or an error of ours and no file."""
+    chance = random.Random(seed)
+    world.data = model_bytes(chance.choice([5, 1000, 65_537, 1_500_000]), seed)
+    world.server.add(QWEN, {FILE: world.data})
+    world.server.faults = list(any_faults(chance, len(world.data)))
+    world.patient(
+        piece=chance.choice([50_000, 1 << 18, 1 << 30]),
+        split=chance.choice([1000, 1 << 30]),
+        connections=chance.choice([1, 2, 4, 8]),
+    )
+    try:
+        assert content(world.pulled()) == world.data
+    except QwqError:
+        assert not list(world.blobs.glob("[0-9a-f]" * 64))
+    world.server.faults = []
+    assert content(world.pulled()) == world.data
+    assert world.leftovers() == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("round_", range(10))
 def test_two_hundred_kills_leave_no_corrupt_file(world: World, round_: int) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qwqcli import config
 from qwqcli.errors import NoRoom, QwqError, UsageError
@@ -55,6 +54,7 @@ from qwqcli.hub.spans import Journal, held
 from qwqcli.hub.store import (
     CachePlace,
     FolderPlace,
+    Lock,
     Place,
     Unfinished,
     cache_root,
@@ -68,9 +68,6 @@ from qwqcli.hub.store import (
 )
 from qwqcli.hub.transfer import AGAIN, Content, Mover
 from qwqcli.hub.web import Policy, Web
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 __all__ = [
     "Checking", "Chosen", "Event", "Found", "How", "Hub", "Model", "Notice", "Offer", "Policy",
@@ -289,9 +286,7 @@ class Hub:
         return Web(self._policy, tokens, self._offline)
 
 
-def _locked(
-    path: Path, file: RemoteFile, journal: Journal
-) -> Generator[Waiting, None, BaseFileLock]:
+def _locked(path: Path, file: RemoteFile, journal: Journal) -> Generator[Waiting, None, Lock]:
     """The lock of a file, once no other process has it; yields that one's progress meanwhile."""
     while (lock := try_lock(path)) is None:
         yield Waiting(file.path, held(journal.load()), file.size)

@@ -20,14 +20,11 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from qwqcli.errors import BadFile, NoRoom, QwqError, UsageError
 from qwqcli.hub.sources import Offer, RemoteFile, safe_path
 from qwqcli.hub.spans import Journal, held, sync_folder, write_file
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 PARTIAL = ".qwq.incomplete"  # the ending lets `hf cache prune` sweep what is left behind
 LOCK_MODE = 0o664  # as huggingface_hub: people who share a cache wait for each other
@@ -43,6 +40,13 @@ class Unfinished:
     path: Path
     done: int
     size: int
+
+
+class Lock(Protocol):
+    """What keeps other processes from a file until it is released."""
+
+    def release(self) -> None:
+        """Let the next one have it."""
 
 
 class Place(Protocol):
@@ -208,12 +212,12 @@ def discard(root: Path, left: Unfinished) -> int:
         lock.release()
 
 
-def try_lock(path: Path) -> BaseFileLock | None:
+def try_lock(path: Path) -> Lock | None:
     """The lock at `path`, or None if another has it."""
     from filelock import FileLock, SoftFileLock, Timeout
 
     for kind in (FileLock, SoftFileLock):
-        lock: BaseFileLock = kind(path, mode=LOCK_MODE)
+        lock = kind(path, mode=LOCK_MODE)
         try:
             lock.acquire(timeout=0)
             return lock
