@@ -266,7 +266,7 @@ def _predict(
         parts.append(
             Part(
                 kind=device.kind if device else "cpu",
-                bandwidth=device.bandwidth if device else ram_bandwidth(machine),
+                bandwidth=_bandwidth(device, machine),
                 weights=max(weights, 0),
                 kv_per_token=row * layers,
                 attention_layers=layers,
@@ -280,6 +280,13 @@ def _predict(
         costs.prompt_tps(info, cache, parts, cores, copies),
         costs.generation_tps(info, cache, parts, cores, switches),
     )
+
+
+def _bandwidth(device: Device | None, machine: Machine) -> float | None:
+    """Bytes per second of a device's memory; None as `device` is the CPU."""
+    if device is None:
+        return ram_bandwidth(machine)
+    return device.bandwidth or (ram_bandwidth(machine) if device.kind == "unified" else None)
 
 
 def ram_bandwidth(machine: Machine) -> float:

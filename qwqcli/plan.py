@@ -12,6 +12,7 @@ drawing (tables.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -143,12 +144,14 @@ def corrected(
 
 
 def _by_share(plan: Plan, measured: Mapping[str, int]) -> dict[str, int]:
-    """Buffer types belong to the device of their name (RPC0[host:port]), others to the RAM."""
-    names = [share.name for share in plan.devices]
+    """Buffer types belong to the device that their name begins with, others to the RAM.
+
+    CUDA0, MTL0_Private and RPC0[host:port] are devices' own; CUDA_Host is RAM.
+    """
     found: dict[str, int] = {}
     for buffer, n_bytes in measured.items():
-        name = buffer.partition("[")[0]
-        owner = name if name in names else "CPU"
+        owners = [s.name for s in plan.devices if re.match(rf"{re.escape(s.name)}(_|\[|$)", buffer)]
+        owner = owners[0] if owners else "CPU"
         found[owner] = found.get(owner, 0) + n_bytes
     return found
 
@@ -554,16 +557,18 @@ def _wired(case: Case, plan: Plan) -> Iterator[str]:
 
 
 def _no_room(case: Case) -> NoRoom:
-    """Nothing fits: say what was the least that was tried, and what would fit."""
+    """Nothing fits: say what was needed and what is there, and what to type."""
     info = case.info
     need = _gib(info.tensor_bytes)
     have = [f"{d.name} has {_gib(d.free_bytes)}" for d in case.devices]
     have.append(f"RAM has {_gib(case.machine.ram_free_bytes)}")
     wish = f" with {case.want.n_ctx:,} tokens of context" if case.want.n_ctx else ""
+    idle = case.machine.unused[:1]  # to use it comes before all else
+    found = "".join(f" {gpu.name} is here, but this build cannot use it." for gpu in idle)
     return NoRoom(
         f"There is no room for {info.quantization or 'this model'}{wish}: its weights need {need};"
-        f" {_names(have)} free.",
-        _smaller(case),
+        f" {_names(have)} free.{found}",
+        idle[0].install if idle else _smaller(case),
     )
 
 

@@ -111,6 +111,9 @@ def show_options(
     ]
     for note in [*notes, why_recommended(found, chosen)]:
         out.write(f"{note}\n")
+    for unused in machine.unused:
+        said = f"{unused.name} is here, but this build cannot use it: {unused.install}"
+        out.write(f"{out.red('warning:')} {visible(said)}\n")
 
 
 def why_recommended(found: Sequence[Option], chosen: str | None) -> str:

@@ -40,6 +40,8 @@ from qwqcli.plan import (
     options,
     recommended,
 )
+from qwqcli.tables import show_answer
+from qwqcli.terminal import Output
 
 Q4 = quants.model_info(quants.BY_NAME["q4_k_m"])
 
@@ -319,6 +321,26 @@ def test_an_unused_gpu_is_named_in_the_plan() -> None:
     assert any("RTX 3090" in w and "pip install something" in w for w in plan.warnings)
 
 
+def test_an_unused_gpu_comes_before_a_smaller_model() -> None:
+    """Where nothing fits and a GPU lies idle, the line to type is the one that brings it in."""
+    unused = (Unused("NVIDIA GeForce RTX 3090", "pip install something", "nvidia-smi"),)
+    here = replace(known_machine("cpu-16"), unused=unused)
+    with pytest.raises(NoRoom, match="RTX 3090") as caught:
+        make_plan(Q4, here)
+    assert caught.value.hint == "pip install something"
+    out = io.StringIO()
+    show_answer(here, options(here, Want()), Output(out, {}), as_json=False)
+    assert "warning: NVIDIA GeForce RTX 3090" in out.getvalue()
+
+
+def test_an_integrated_gpu_reads_the_ram() -> None:
+    """A GPU that shares the RAM is as fast as the RAM, where nothing better is known."""
+    igpu = Device("Vulkan0", "AMD Radeon 780M", "Vulkan", "unified", 40 * GiB, 48 * GiB, None, "")
+    plan = make_plan(Q4, replace(known_machine("cpu-64"), devices=(igpu,)))
+    assert plan.whole_layers == 65
+    assert plan.predicted.generation_tps == pytest.approx(2.0, rel=0.1)
+
+
 def test_an_engine_that_cannot_be_asked_is_named_in_the_plan() -> None:
     """A plan for the CPU because llama.cpp died while it was asked says so."""
     here = replace(known_machine("cpu-64"), problems=("llama.cpp could not be asked: it died",))
@@ -486,6 +508,18 @@ def test_a_dry_load_that_agrees_is_taken_over() -> None:
     assert exact.compute_source == "dry load"
 
 
+@pytest.mark.parametrize(
+    ("name", "buffer"),
+    [("mac-mini-pro-48", "MTL0_Private"), ("3090", "CUDA0"), ("7900xtx", "ROCm0")],
+)
+def test_buffers_belong_to_their_device(name: str, buffer: str) -> None:
+    """However a backend calls its buffers, a dry load's figure lands on the right device."""
+    here = machine(name)
+    plan = make_plan(Q4, here)
+    exact = corrected(Q4, here, Want(), plan, {buffer: 123 * MiB})
+    assert [share.compute_bytes for share in exact.devices] == [123 * MiB, 0]
+
+
 def test_planning_is_quick() -> None:
     """A plan takes well under 0.1 s, also where much must be tried."""
     here = machine("16G+16G")
@@ -631,9 +665,6 @@ def test_a_driver_cannot_draw_on_the_terminal() -> None:
     """Names from drivers and files are text: control characters are shown, not executed."""
     evil = replace(card(0, 24 * GiB, "\x1b[31mRTX"), bandwidth=None)
     here = Machine("\x1b]0;x\x07", (evil,), 64 * GiB, 64 * GiB, cores=4)
-    from qwqcli.tables import show_answer
-    from qwqcli.terminal import Output
-
     out = io.StringIO()
     show_answer(here, make_plan(Q4, here), Output(out, {}), as_json=False)
     show_answer(here, options(here, Want()), Output(out, {}), as_json=False)
