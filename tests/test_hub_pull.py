@@ -487,10 +487,11 @@ def test_a_killed_pull_goes_on_where_it_was(world: World) -> None:
     assert world.server.sent - before < len(world.data) - 500_000
 
 
-def test_of_three_processes_one_downloads(world: World) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_of_many_processes_one_downloads(world: World, count: int) -> None:
     """The others wait, show its progress and take what it brought."""
     world.server.rate = 700_000
-    processes = [start_pull(world) for _ in range(3)]
+    processes = [start_pull(world) for _ in range(count)]
     outputs = [process.communicate(timeout=30)[0].splitlines() for process in processes]
     assert sorted(output[-1] for output in outputs)[-1].startswith("downloaded")
     assert world.server.sent < len(world.data) * 1.1

@@ -318,6 +318,15 @@ def test_a_blob_that_links_out_of_the_cache_is_not_believed(world: World, tmp_pa
     assert victim.read_bytes() == world.data
 
 
+def test_a_damaged_blob_gets_no_name(world: World) -> None:
+    """A blob of the right size and wrong content is not named in a snapshot, even for a moment."""
+    put(world.blobs / sha256(world), world.data[:-1] + b"!")
+    for _ in world.hub().pull(world.hub().choose("q4_k_m")):
+        named = list(world.cache.glob("**/snapshots/*/*"))
+        assert all(path.read_bytes() == world.data for path in named)
+    assert named
+
+
 def test_a_blob_that_links_inside_the_cache_is_the_hubs_own_way(world: World) -> None:
     """huggingface_hub 2 shares blobs between repositories by links within the cache."""
     shared = put(world.cache / "blobs" / "ab" / "ab12", world.data)

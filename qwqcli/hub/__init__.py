@@ -192,7 +192,7 @@ class Hub:
         kept = place.kept(file)
         if kept is not None:
             if (yield from self._sums.of(kept)) == file.sha256:
-                return kept, "kept"
+                return place.settle(file), "kept"
             if to is not None:
                 raise UsageError(f"{kept} is there already, and is another file.", "--to FOLDER")
             yield Notice(f"{kept.name} in the cache is damaged; it is downloaded again.")
@@ -252,7 +252,7 @@ class Hub:
             try:
                 kept = place.kept(file)
                 if kept is not None and (yield from self._sums.of(kept)) == file.sha256:
-                    return kept, 0  # it came while we waited
+                    return place.settle(file), 0  # it came while we waited
                 return (yield from self._move(offer, place, file, journal))
             finally:
                 lock.release()

@@ -62,7 +62,10 @@ class Place(Protocol):
         """What must be locked meanwhile."""
 
     def kept(self, file: RemoteFile) -> Path | None:
-        """The finished file, if one of the right size is there."""
+        """A finished file of the right size, if one is there; its checksum is still to be seen."""
+
+    def settle(self, file: RemoteFile) -> Path:
+        """Have everything lead to the finished file, which is right, and return its path."""
 
     def finish(self, file: RemoteFile, content: Path) -> Path:
         """Give the file `content`, which is in our folder, its final name, and return that."""
@@ -94,16 +97,25 @@ class CachePlace:
         return self._locks / f"{file.sha256}.lock"
 
     def kept(self, file: RemoteFile) -> Path | None:
-        """The pointer of this file; made where only the blob is there."""
         blob = self._blob(file)
-        if not _is_inside(blob, self._root) or not _has_size(blob, file.size):
-            return None
-        return self._point(file)
+        return blob if _is_inside(blob, self._root) and _has_size(blob, file.size) else None
+
+    def settle(self, file: RemoteFile) -> Path:
+        """Have the name in the snapshot lead to the blob, and the revision to the commit."""
+        pointer, blob = self._pointer(file), self._blob(file)
+        if not (pointer.exists() and pointer.samefile(blob)):
+            scratch = pointer.with_name(f".{file.sha256[:12]}.{os.getpid()}.link")
+            scratch.unlink(missing_ok=True)
+            scratch.symlink_to(os.path.relpath(blob, pointer.parent))
+            os.replace(scratch, pointer)
+            sync_folder(pointer.parent)
+        self._note_revision()
+        return pointer
 
     def finish(self, file: RemoteFile, content: Path) -> Path:
         os.replace(content, self._blob(file))
         sync_folder(self._blob(file).parent)
-        return self._point(file)
+        return self.settle(file)
 
     def link(self, file: RemoteFile, other: Path) -> Path | None:
         scratch = self.partial(file).with_suffix(".link")
@@ -118,18 +130,6 @@ class CachePlace:
 
     def _pointer(self, file: RemoteFile) -> Path:
         return self._snapshot / safe_path(file.path)
-
-    def _point(self, file: RemoteFile) -> Path:
-        """Have the name in the snapshot lead to the blob, and the revision to the commit."""
-        pointer, blob = self._pointer(file), self._blob(file)
-        if not (pointer.exists() and pointer.samefile(blob)):
-            scratch = pointer.with_name(f".{file.sha256[:12]}.{os.getpid()}.link")
-            scratch.unlink(missing_ok=True)
-            scratch.symlink_to(os.path.relpath(blob, pointer.parent))
-            os.replace(scratch, pointer)
-            sync_folder(pointer.parent)
-        self._note_revision()
-        return pointer
 
     def _note_revision(self) -> None:
         """refs/main, except that another source must not say what main is at Hugging Face."""
@@ -170,6 +170,9 @@ class FolderPlace:
                 f"{final} is there already, and is another file.", "Choose another folder: --to"
             )
         return final if final.exists() else None
+
+    def settle(self, file: RemoteFile) -> Path:
+        return self._final(file)
 
     def finish(self, file: RemoteFile, content: Path) -> Path:
         os.replace(content, self._final(file))
