@@ -139,7 +139,7 @@ PASSING = {
     "cut before the first byte": [Fault(cut=0, times=3)],
     "stalled once": [Fault(stall=50_000, times=1)],
     "next to nothing comes": [Fault(rate=300, times=1)],
-    "one slow connection": [Fault(rate=200_000, times=1)],
+    "one slow connection": [Fault(rate=600_000, times=1)],
     "503 from the CDN": [Fault(status=503, times=5)],
     "500 from the hub": [Fault(on="hub", status=500, times=2, match="resolve")],
     "502 for the listing": [Fault(on="hub", status=502, times=2, match="/api/")],
@@ -176,8 +176,8 @@ def test_a_cut_connection_loses_no_byte(world: World) -> None:
 
 def test_links_that_expire_are_renewed(world: World) -> None:
     """A signed link that has run out is asked for again, and nothing is lost."""
-    world.server.link_seconds = 0.2
-    world.server.rate = 1_000_000
+    world.server.link_seconds = 0.1
+    world.server.rate = 3_000_000
     world.patient(connections=1, piece=200_000)
     assert content(world.pulled()) == world.data
     assert any(r.status == 403 for r in world.server.asked("cdn"))

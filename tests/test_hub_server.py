@@ -100,7 +100,7 @@ def test_the_hubs_own_scan_lists_what_qwq_pulled(hub: HubServer, tmp_path: Path)
 def test_the_hubs_own_client_and_qwq_wait_for_each_other(hub: HubServer, tmp_path: Path) -> None:
     """Both lock the same file: of two that want it at once, one downloads."""
     world = World(hub, tmp_path)
-    hub.rate = 1_000_000
+    hub.rate = 3_000_000
     other = threading.Thread(target=download, args=(hub, world.cache))
     other.start()
     while not hub.sent:

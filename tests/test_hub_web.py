@@ -28,10 +28,11 @@ def encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World
     if not shutil.which("openssl"):
         pytest.skip("openssl makes the certificate")
     pem = tmp_path / "hub.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
+    curve = ["-pkeyopt", "ec_paramgen_curve:prime256v1"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     files = ["-keyout", pem, "-out", tmp_path / "cert"]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    subprocess.run([*command, *curve, *names, *files], check=True, capture_output=True)
     pem.write_bytes(pem.read_bytes() + (tmp_path / "cert").read_bytes())
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
     web._tls.cache_clear()
