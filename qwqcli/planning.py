@@ -19,7 +19,7 @@ from qwqcli import catalog, hardware, quants
 from qwqcli.config import nearest
 from qwqcli.costs import KV
 from qwqcli.engine.probe import Probe
-from qwqcli.errors import UsageError
+from qwqcli.errors import EngineError, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import Machine
 from qwqcli.layout import PREFERENCES, Want
@@ -87,6 +87,8 @@ def _machine(asked: Asked, probe: Probe | None) -> Machine:
         machine = hardware.known_machine(asked.machine)
     else:
         machine = hardware.probe(probe.devices if probe else None)
+        if asked.rpc and machine.problems:
+            raise EngineError(f"{machine.problems[0]}.", "Start the server, or leave out --rpc")
     return hardware.with_memory(machine, asked.vram, asked.ram)
 
 

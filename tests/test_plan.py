@@ -647,11 +647,13 @@ def test_this_machine_and_a_file(tiny: Path) -> None:
         (["plan", "./no-such-file.gguf"], 2),
         (["plan", "q4_k_m", "--machine", "cpu-16"], 3),
         (["plan", "--ctx", "200000", "--machine", "3090"], 2),
+        (["plan", "q4_k_m", "--rpc", "127.0.0.1:9"], 6),
+        (["plan", "q4_k_m", "--rpc", "nonsense"], 6),
     ],
 )
 def test_bad_input_ends_in_what_to_type(argv: list[str], code: int) -> None:
     """Every slip is one error line and one line to type, with the exit code of its kind."""
-    if "--machine" not in argv:
+    if not {"--machine", "--rpc"} & set(argv):
         argv = [*argv, "--machine", "3090"]
     result = run(*argv)
     assert result.code == code
