@@ -450,6 +450,20 @@ def test_a_journal_of_another_file_is_not_believed(world: World) -> None:
     assert world.pulled().received == len(world.data)
 
 
+def test_a_partial_file_that_is_taken_away_is_missed(world: World) -> None:
+    """`hf cache prune` in the middle of a pull ends it with an error, not with a wrong file."""
+    world.server.rate = 1_000_000
+    events = world.hub().pull(world.hub().choose("q4_k_m"))
+    next(event for event in events if isinstance(event, Progress))
+    for path in world.blobs.glob("*.incomplete"):
+        path.unlink()
+    with pytest.raises(QwqError, match="was removed"):
+        list(events)
+    assert not list(world.blobs.glob("[0-9a-f]" * 64))
+    world.server.rate = 0
+    assert content(world.pulled()) == world.data
+
+
 PULL = """
 import sys, json
 sys.path.insert(0, sys.argv[1])

@@ -37,6 +37,7 @@ QWQ_REPOS = (
 )
 MAX_FILE = 1 << 50  # bytes; a bigger size is a slip of the server
 MAX_PARTS = 999
+MAX_LICENSE = 100  # letters of the short name of a licence, which is shown
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.ASCII)
@@ -320,7 +321,8 @@ def _hugging_face(web: Web, source: Source, repo: str, revision: str) -> Any:
     license_ = (about.get("cardData") or {}).get("license", "")
     if not _COMMIT.fullmatch(about["sha"]):
         raise ValueError("no commit")
-    return files, revision, about["sha"], license_ if isinstance(license_, str) else ""
+    shown = isinstance(license_, str) and license_.isprintable() and len(license_) < MAX_LICENSE
+    return files, revision, about["sha"], license_ if shown else ""
 
 
 def _modelscope(web: Web, source: Source, repo: str, revision: str) -> Any:
