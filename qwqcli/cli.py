@@ -66,6 +66,9 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same rep
 Ctx = Annotated[int | None, typer.Option("--ctx", help="Tokens of context.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the physical cores if absent.")]
 GpuLayers = Annotated[int | None, typer.Option(help="Layers that go to the GPU.")]
+NoGpu = Annotated[bool, typer.Option("--no-gpu", help="Everything on the CPU.")]
+Kv = Annotated[str | None, typer.Option("--kv-type", help="KV cache: f16, q8_0 or q4_0.")]
+Flash = Annotated[str | None, typer.Option("--flash-attn", help="auto, on or off.")]
 Rpc = Annotated[
     str | None, typer.Option(help="HOST:PORT of a llama.cpp RPC server to use as a GPU.")
 ]
@@ -101,6 +104,9 @@ def ask(
     ctx_tokens: Ctx = None,
     threads: Threads = None,
     gpu_layers: GpuLayers = None,
+    no_gpu: NoGpu = False,
+    kv: Kv = None,
+    flash_attn: Flash = None,
     rpc: Rpc = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
     stream_json: Annotated[
@@ -152,6 +158,9 @@ def chat(
     ctx_tokens: Ctx = None,
     threads: Threads = None,
     gpu_layers: GpuLayers = None,
+    no_gpu: NoGpu = False,
+    kv: Kv = None,
+    flash_attn: Flash = None,
     rpc: Rpc = None,
     force: Force = False,
 ) -> None:
@@ -232,6 +241,8 @@ def _settings(ctx: typer.Context) -> config.Settings:
     names = {field.name for field in fields(config.Settings)}
     flags = {name: value for name, value in ctx.params.items() if name in names}
     flags["ctx"] = ctx.params["ctx_tokens"]
+    if ctx.params["no_gpu"]:
+        flags["gpu_layers"] = 0
     return config.load(ctx.obj.environ, flags)
 
 

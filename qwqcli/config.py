@@ -16,6 +16,8 @@ from qwqcli.errors import UsageError
 from qwqcli.messages import Sampling
 
 Thinking = Literal["show", "fold", "hide"]
+FlashAttn = Literal["auto", "on", "off"]
+KV = Literal["f16", "q8_0", "q4_0"]  # types of the KV cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Settings:
     max_tokens: int | None = None
     rpc: str | None = None  # HOST:PORT of a llama.cpp RPC server to use as one more device
     gpu_layers: int | None = None  # None: as many as fit
+    kv: KV | None = None  # None: f16 while there is room
+    flash_attn: FlashAttn | None = None  # None: what the plan says
 
     @property
     def sampling(self) -> Sampling:

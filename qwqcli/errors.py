@@ -3,6 +3,7 @@
 QwqError                 1  anything below that has no code of its own
 ├── UsageError           2  the command line or a setting makes no sense
 ├── NoRoom               3  memory or disk is too small for what was asked
+│   └── OutOfMemory      3  the machine refused memory that seemed to be free
 ├── NetworkError         4  a download could not go on; running it again resumes
 ├── BadFile              5  a model file that is not what it should be
 ├── EngineError          6  llama.cpp refused, or its process died
@@ -40,6 +41,10 @@ class NoRoom(QwqError):
     """Memory or disk is too small for what was asked."""
 
     exit_code = 3
+
+
+class OutOfMemory(NoRoom):
+    """The machine refused memory that seemed to be free; with less it may work."""
 
 
 class NetworkError(QwqError):

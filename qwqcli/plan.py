@@ -172,6 +172,11 @@ def is_qwq(info: ModelInfo) -> bool:
     return named and info.architecture == "qwen2" and info.n_embd == quants.N_EMBD
 
 
+def thinks(info: ModelInfo) -> bool:
+    """Whether this is a reasoning model, by its chat template if there is one."""
+    return is_qwq(info) or "<think>" in info.chat_template
+
+
 def native_context(info: ModelInfo) -> int:
     """Tokens that the model handles without rope scaling; 0 if the file does not say."""
     return min(info.n_ctx_train, NATIVE_CONTEXT) if is_qwq(info) else info.n_ctx_train
@@ -519,7 +524,8 @@ def _warnings(case: Case, plan: Plan) -> Iterator[str]:
     """What a person should know before loading."""
     for problem in case.machine.problems:
         yield f"{problem}; so this plan knows of no GPU."
-    if plan.n_ctx < min(ENOUGH_CONTEXT, native_context(case.info) or ENOUGH_CONTEXT):
+    short = plan.n_ctx < min(ENOUGH_CONTEXT, native_context(case.info) or ENOUGH_CONTEXT)
+    if short and thinks(case.info):
         yield f"With {plan.n_ctx:,} tokens of context a long thought may be cut."
     if plan.type_k == "q4_0":
         yield "A KV cache in q4_0 makes long thoughts err more often; q8_0 does not."

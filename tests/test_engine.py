@@ -219,7 +219,7 @@ def test_info_says_what_is_loaded(engine: LlamaEngine, smol: LlamaEngine) -> Non
     assert engine.info().thinks
     assert not smol.info().thinks
     assert engine.info().n_ctx == 4096
-    assert smol.info().placement == "all layers on the CPU"
+    assert smol.info().placement == "all layers on the CPU · 2,048 tokens of context"
 
 
 def test_load_errors_are_ours(tmp_path_factory: pytest.TempPathFactory) -> None:

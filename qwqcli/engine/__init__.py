@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from qwqcli.config import KV, FlashAttn
 from qwqcli.messages import Event, Message, Sampling
 
-FlashAttn = Literal["auto", "on", "off"]
+NO_GPU = "all layers on the CPU"  # how EngineInfo.placement begins where that is so
+# what llama.cpp and its backends say when memory is refused, in lower case
+MEMORY_WORDS = ("out of memory", "outofmemory", "failed to allocate", "unable to allocate")
+
 Cancel = Callable[[], bool]  # asked between tokens and prompt batches; True stops the reply
 
 
@@ -33,21 +37,24 @@ class EngineInfo:
     threads: int
     thinks: bool  # a rendered prompt starts the reply inside a thought
     load_s: float
-    placement: str  # one line: where the layers went
+    placement: str  # one line: where the layers really went, and how much context there is
     notices: tuple[str, ...] = ()  # such as: no chat template in the file, ChatML is used
+    reasons: tuple[str, ...] = ()  # of the plan, a sentence a choice
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Which model to load and how; small enough to send to another process."""
+    """Which model to load and what was wished for it; None leaves it to the plan."""
 
     path: str
-    n_ctx: int | None = None  # None: what the model was trained for, up to a default cap
+    n_ctx: int | None = None
     threads: int = 1
-    flash_attn: FlashAttn = "off"
+    kv: KV | None = None
+    flash_attn: FlashAttn | None = None
+    gpu_layers: int | None = None
     extra_bufts: bool = False  # weights repacked for this CPU; kills some builds (selfcheck.py)
-    gpu_layers: int = 0
     rpc: str | None = None  # HOST:PORT of an RPC server whose devices are used as GPUs
+    squeeze: int = 0  # how often memory that seemed free was refused; each plans with less
 
 
 class Engine(Protocol):

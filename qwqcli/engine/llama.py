@@ -10,14 +10,15 @@ Not here: what happens when native code dies (process.py), and which settings ar
 from __future__ import annotations
 
 import codecs
+import re
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwqcli.engine import Cancel, EngineInfo, EngineSpec, never
-from qwqcli.engine.native import Context, LoadOptions, Model, Sampler, add_rpc_device, log
+from qwqcli.engine import NO_GPU, Cancel, EngineInfo, EngineSpec, never
+from qwqcli.engine.native import Context, Model, Placement, Sampler, log
 from qwqcli.errors import BadFile, ContextFull
 from qwqcli.messages import (
     Answer,
@@ -43,14 +44,19 @@ class LlamaEngine:
     """A loaded model that answers conversations in this process; see `Engine`."""
 
     def __init__(
-        self, spec: EngineSpec, progress: Callable[[float], bool] = lambda done: True
+        self,
+        spec: EngineSpec,
+        progress: Callable[[float], bool] = lambda done: True,
+        placement: Placement | None = None,
     ) -> None:
+        """`placement` is what a plan made of the wishes in `spec`; without one they are taken as
+        they are, on the CPU. Devices of `spec.rpc` must be there (native.add_rpc_device).
+        """
         began = time.perf_counter()
-        if spec.rpc:
-            add_rpc_device(spec.rpc)
-        options = _load_options(spec)
-        self._model = Model(Path(spec.path), options, progress)
-        self._context = Context(self._model, replace(options, n_ctx=self._n_ctx(spec)))
+        placement = placement or _as_wished(spec)
+        self._model = Model(Path(spec.path), placement, spec.extra_bufts, progress)
+        n_ctx = placement.n_ctx or min(self._model.n_ctx_train, DEFAULT_CONTEXT)
+        self._context = Context(self._model, replace(placement, n_ctx=n_ctx), spec.threads)
         self._cached: list[int] = []
         notices = self._read_template()
         self._info = EngineInfo(
@@ -62,7 +68,7 @@ class LlamaEngine:
             threads=spec.threads,
             thinks=self._thinks(),
             load_s=time.perf_counter() - began,
-            placement=_placement(log.text()),
+            placement=f"{layers_line(log.text())} · {self._context.n_ctx:,} tokens of context",
             notices=notices,
         )
 
@@ -199,13 +205,8 @@ class LlamaEngine:
         except BadFile:  # a template that refuses this is asked again with the real conversation
             return False
 
-    def _n_ctx(self, spec: EngineSpec) -> int:
-        """The context asked for, else what the model was trained for up to the default cap."""
-        return spec.n_ctx or min(self._model.n_ctx_train, DEFAULT_CONTEXT)
 
-
-# Room to think on machines of every size: KV of 16,384 tokens at f16 is 4 GiB for QwQ-32B.
-DEFAULT_CONTEXT = 16_384
+DEFAULT_CONTEXT = 16_384  # where no plan says how much fits
 
 
 class _Clock:
@@ -291,13 +292,13 @@ class _Reply:
         )
 
 
-def _load_options(spec: EngineSpec) -> LoadOptions:
-    return LoadOptions(
+def _as_wished(spec: EngineSpec) -> Placement:
+    return Placement(
         n_ctx=spec.n_ctx or 0,
-        threads=spec.threads,
-        flash_attn=spec.flash_attn,
-        extra_bufts=spec.extra_bufts,
-        gpu_layers=spec.gpu_layers,
+        gpu_layers=spec.gpu_layers or 0,
+        type_k=spec.kv or "f16",
+        type_v=spec.kv or "f16",
+        flash_attn=spec.flash_attn or "off",
     )
 
 
@@ -312,9 +313,11 @@ def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _placement(load_log: str) -> str:
-    """Where the layers went, from llama.cpp's own words."""
+def layers_line(load_log: str) -> str:
+    """Where the layers really went, from llama.cpp's own words after a load."""
     offloaded = load_log.partition("offloaded ")[2].partition(" layers to GPU")[0]
     if not offloaded or offloaded.startswith("0/"):
-        return "all layers on the CPU"
-    return f"{offloaded.replace('/', ' of ')} layers on the GPU"
+        return NO_GPU
+    found = re.findall(r"load_tensors: +(\S+?)(?:\[\S*\])? model buffer size", load_log)
+    devices = [name for name in dict.fromkeys(found) if not name.startswith("CPU")]
+    return f"{offloaded.replace('/', ' of ')} layers on {' and '.join(devices) or 'the GPU'}"

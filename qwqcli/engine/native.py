@@ -18,8 +18,9 @@ from typing import Any, cast
 
 import llama_cpp as lib
 
-from qwqcli.engine import FlashAttn
-from qwqcli.errors import BadFile, EngineError, UsageError
+from qwqcli.config import FlashAttn
+from qwqcli.engine import MEMORY_WORDS
+from qwqcli.errors import BadFile, EngineError, OutOfMemory, UsageError
 from qwqcli.messages import Sampling
 
 RPC_CONNECT_S = 3.0  # an RPC server is in the same room
@@ -118,28 +119,41 @@ def _ggml(name: str, result: Any, *arguments: Any) -> Callable[..., Any] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load a model: what llama.h calls model and context parameters, those we set."""
+class Placement:
+    """Where a load puts what: the part of a plan that llama.cpp's parameters express."""
 
     n_ctx: int
-    threads: int
-    n_batch: int = 512  # tokens a llama_decode call; small enough that a cancel is felt at once
-    flash_attn: FlashAttn = "auto"
-    extra_bufts: bool = True  # repacked weights (AMX among them); see selfcheck.py
+    n_batch: int = 512
     gpu_layers: int = 0
+    tensor_split: tuple[int, ...] = ()  # layers per device, in the order of the devices
+    cpu_ffn: tuple[int, ...] = ()  # layers whose feed-forward weights stay in RAM
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attn: FlashAttn = "off"
+    mmap: bool = True  # False: weights are read; Metal would count a mapped file whole
+    yarn_factor: float = 0.0  # 0: no rope scaling beyond the file's own
+    yarn_original_context: int = 0
 
 
 class Model:
     """Weights and vocabulary. `progress` is told a fraction and may return False to give up."""
 
-    def __init__(self, path: Path, options: LoadOptions, progress: Callable[[float], bool]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        placement: Placement,
+        extra_bufts: bool,
+        progress: Callable[[float], bool],
+    ) -> None:
+        """`extra_bufts` repacks weights for the CPU, which kills some builds (selfcheck.py)."""
         start()
         log.lines.clear()
         params = lib.llama_model_default_params()
-        params.n_gpu_layers = options.gpu_layers
-        params.use_extra_bufts = options.extra_bufts
+        params.use_extra_bufts = extra_bufts
         params.progress_callback = lib.llama_progress_callback(lambda done, _: progress(done))
+        kept = place_weights(params, placement)
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        del kept
         if not self._model:
             raise _load_error(path)
         self._vocab = lib.llama_model_get_vocab(self._model)
@@ -237,29 +251,25 @@ class Model:
 class Context:
     """A KV cache of one sequence, and decoding into it."""
 
-    def __init__(self, model: Model, options: LoadOptions) -> None:
+    def __init__(self, model: Model, placement: Placement, threads: int) -> None:
         params = lib.llama_context_default_params()
-        params.n_ctx = options.n_ctx
-        params.n_batch = params.n_ubatch = options.n_batch
-        params.n_threads = params.n_threads_batch = options.threads
-        params.flash_attn_type = _FLASH_ATTN[options.flash_attn]
-        # Only the last position's logits are ever read. The default keeps room for n_batch of
-        # them in the compute buffer: 297 MiB with QwQ's vocabulary.
-        params.n_outputs_max = 1
+        place_cache(params, placement)
+        params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self._abort = ctypes.create_string_buffer(2)
         self._strlen, params.abort_callback = _abort_callback()
         params.abort_callback_data = ctypes.cast(self._abort, ctypes.c_void_p)
         self._context = lib.llama_init_from_model(model._model, params)
         if not self._context:
-            raise EngineError(
-                f"llama.cpp could not set up a context of {options.n_ctx:,} tokens:"
+            kind = OutOfMemory if _memory_refused() else EngineError
+            raise kind(
+                f"llama.cpp could not set up a context of {placement.n_ctx:,} tokens:"
                 f" {_last_error()}",
-                f"Try --ctx {max(256, options.n_ctx // 2)}",
+                f"Try --ctx {max(256, placement.n_ctx // 2)}",
             )
         self._memory = lib.llama_get_memory(self._context)
-        self._tokens = (lib.llama_token * options.n_batch)()
-        self.n_batch = options.n_batch
+        self._tokens = (lib.llama_token * placement.n_batch)()
+        self.n_batch = placement.n_batch
 
     @property
     def n_ctx(self) -> int:
@@ -386,23 +396,6 @@ def _must(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     return function
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a load puts what: the part of a plan that llama.cpp's parameters express."""
-
-    n_ctx: int
-    n_batch: int = 512
-    gpu_layers: int = 0
-    tensor_split: tuple[int, ...] = ()  # layers per device, in the order of the devices
-    cpu_ffn: tuple[int, ...] = ()  # layers whose feed-forward weights stay in RAM
-    type_k: str = "f16"
-    type_v: str = "f16"
-    flash_attn: FlashAttn = "off"
-    mmap: bool = True  # False: weights are read; Metal would count a mapped file whole
-    yarn_factor: float = 0.0  # 0: no rope scaling beyond the file's own
-    yarn_original_context: int = 0
-
-
 _GGML_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type
 
 
@@ -439,7 +432,9 @@ def place_cache(params: Any, placement: Placement) -> None:
     params.flash_attn_type = _FLASH_ATTN[placement.flash_attn]
     params.type_k = _GGML_TYPES[placement.type_k]
     params.type_v = _GGML_TYPES[placement.type_v]
-    params.n_outputs_max = 1  # see Context
+    # Only the last position's logits are ever read. The default keeps room for n_batch of them in
+    # the compute buffer: 297 MiB with QwQ's vocabulary.
+    params.n_outputs_max = 1
     if placement.yarn_factor:
         params.rope_scaling_type = 2  # LLAMA_ROPE_SCALING_TYPE_YARN
         params.rope_freq_scale = 1 / placement.yarn_factor
@@ -522,7 +517,14 @@ def _load_error(path: Path) -> Exception:
             " does not know.",
             "pip install --upgrade llama-cpp-python",
         )
+    if _memory_refused():
+        return OutOfMemory(f"There was no memory for the weights of {path.name}: {_last_error()}")
     return EngineError(f"llama.cpp could not load {path.name}: {_last_error()}")
+
+
+def _memory_refused() -> bool:
+    said = log.text(_WARNING).lower()
+    return any(words in said for words in MEMORY_WORDS)
 
 
 def _last_error() -> str:

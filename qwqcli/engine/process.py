@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from qwqcli.config import Settings
-from qwqcli.engine import Cancel, EngineInfo, EngineSpec, never, wire
-from qwqcli.errors import EngineError
+from qwqcli.engine import MEMORY_WORDS, NO_GPU, Cancel, EngineInfo, EngineSpec, never, wire
+from qwqcli.errors import EngineError, OutOfMemory
 from qwqcli.hardware import physical_cores
 from qwqcli.messages import (
     Answer,
@@ -37,7 +37,6 @@ from qwqcli.messages import (
     Stats,
 )
 
-ALL_LAYERS = 999  # more than any model has
 POLL_S = 0.05  # how often `cancel` is asked while the child is silent
 RESTARTS = 3  # of one request that keep dying before it is given up
 PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
@@ -46,16 +45,14 @@ CLOSE_S = 2.0  # how long a child may take to leave before it is killed
 
 def open_engine(path: Path, settings: Settings, cache: Path) -> ProcessEngine:
     """Start the engine for a model with a person's settings; returns at once, loading goes on."""
-    gpu_layers = settings.gpu_layers
-    if gpu_layers is None:
-        gpu_layers = ALL_LAYERS if settings.rpc else 0
     spec = EngineSpec(
         path=str(path),
         n_ctx=settings.ctx,
         threads=settings.threads or physical_cores(),
-        flash_attn="auto" if gpu_layers else "off",
+        kv=settings.kv,
+        flash_attn=settings.flash_attn,
+        gpu_layers=settings.gpu_layers,
         extra_bufts=True,
-        gpu_layers=gpu_layers,
         rpc=settings.rpc,
     )
     return ProcessEngine(spec, cache)
@@ -63,6 +60,10 @@ def open_engine(path: Path, settings: Settings, cache: Path) -> ProcessEngine:
 
 class Died(Exception):
     """The child is gone; the text says why, in one sentence."""
+
+    def __init__(self, why: str, starved: bool = False) -> None:
+        super().__init__(why)
+        self.starved = starved  # for want of memory, as far as can be told
 
 
 class ProcessEngine:
@@ -113,7 +114,7 @@ class ProcessEngine:
                 yield from self._reply(messages, sampling, cancel, thinking, said)
                 return
             except Died as death:
-                yield Notice(f"{death} {self._restart()}")
+                yield Notice(f"{death} {self._restart(death.starved)}")
                 if said.anything:
                     yield Done("died", said.stats())
                     return
@@ -162,26 +163,33 @@ class ProcessEngine:
                     yield value
                 return
             except Died as death:
-                yield Notice(f"{death} {self._restart()}")
+                yield Notice(f"{death} {self._restart(death.starved)}")
+            except OutOfMemory as error:
+                if self._spec.squeeze >= RESTARTS:
+                    raise
+                yield Notice(f"{error} {self._restart(starved=True)}")
         raise EngineError(
             f"The engine died {RESTARTS} times while loading {Path(self._spec.path).name}.",
-            "qwq ask --model tiny 'What is 47 + 86?'",
+            "qwq plan, to see what fits",
         )
 
-    def _restart(self) -> str:
+    def _restart(self, starved: bool) -> str:
         """Start a new child; returns the sentence that says how."""
         self._child.close()
+        on_gpu = self._info is None or not self._info.placement.startswith(NO_GPU)
         self._info = None
-        self._spec, how = safer(self._spec)
+        self._spec, how = safer(self._spec, starved, on_gpu)
         self._child = _Child(self._spec, self._cache, self._patience_s)
         return how
 
 
-def safer(spec: EngineSpec) -> tuple[EngineSpec, str]:
+def safer(spec: EngineSpec, starved: bool, on_gpu: bool) -> tuple[EngineSpec, str]:
     """The next safer settings after a death, and a sentence that names the change."""
+    if starved and spec.squeeze < RESTARTS:
+        return replace(spec, squeeze=spec.squeeze + 1), "It is started again with less memory."
     if spec.rpc:
         return replace(spec, rpc=None, gpu_layers=0), "It is started again without the RPC device."
-    if spec.gpu_layers:
+    if spec.gpu_layers != 0 and on_gpu:
         return replace(spec, gpu_layers=0), "It is started again on the CPU."
     if spec.extra_bufts:
         return replace(spec, extra_bufts=False), "It is started again without repacked weights."
@@ -248,7 +256,7 @@ class _Child:
             self._process.stdin.write(wire.encode(value))
             self._process.stdin.flush()
         except OSError as error:
-            raise Died(self._obituary()) from error
+            raise self._death() from error
 
     def request(self, value: Any) -> Any:
         """Send, and wait for the one value that answers. Raises `Failed` as our error."""
@@ -277,7 +285,7 @@ class _Child:
                 continue
             if value is None:
                 self._values.put(None)  # dead for whoever asks next, too
-                raise Died(self._obituary())
+                raise self._death()
             if isinstance(value, wire.Failed):
                 raise value.error()
             yield value
@@ -315,16 +323,18 @@ class _Child:
                 self._values.put(wire.decode(line))
         self._values.put(None)
 
-    def _obituary(self) -> str:
+    def _death(self) -> Died:
         """Why the process ended, in one sentence."""
-        code = self._process.wait()
+        code, words = self._process.wait(), self._last_words()
         if self._hangs:
-            return f"The engine did not stop within {self._patience_s:.0f} s and was ended."
+            return Died(f"The engine did not stop within {self._patience_s:.0f} s and was ended.")
         if code == -9:  # SIGKILL, which Windows lacks
-            return "The engine was killed by the system, most likely for want of memory."
+            why = "The engine was killed by the system, most likely for want of memory."
+            return Died(why, starved=True)
+        starved = any(said in words.lower() for said in MEMORY_WORDS)
         if code < 0:
-            return f"The engine crashed ({signal.Signals(-code).name}{self._last_words()})."
-        return f"The engine stopped with code {code}{self._last_words()}."
+            return Died(f"The engine crashed ({signal.Signals(-code).name}{words}).", starved)
+        return Died(f"The engine stopped with code {code}{words}.", starved)
 
     def _last_words(self) -> str:
         self._errors.seek(0)

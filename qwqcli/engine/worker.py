@@ -47,9 +47,9 @@ class Worker:
         spec, notices = selfcheck.trusted(load.spec, Path(load.cache))
         for text in notices:
             self._say(Notice(text))
-        from qwqcli.engine.llama import LlamaEngine  # after the check: this loads the library
+        from qwqcli.engine import hosted  # after the check: this loads the library
 
-        self._engine = LlamaEngine(spec, self._progress)
+        self._engine = hosted.load(spec, self._progress)
         self._say(wire.Ready(self._engine.info()))
 
     def _answer(self, request: Any) -> None:

@@ -1,0 +1,101 @@
+"""A model loaded as planned: wishes in, a loaded engine out, its real placement held to the plan.
+
+Runs in the engine's own process, which may ask llama.cpp for its devices at no further cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from qwqcli import hardware
+from qwqcli.engine import EngineInfo, EngineSpec, native
+from qwqcli.engine.llama import LlamaEngine
+from qwqcli.errors import QwqError
+from qwqcli.gguf import ModelInfo, read_file_header
+from qwqcli.hardware import Machine
+from qwqcli.layout import Want
+from qwqcli.plan import Plan, corrected, make_plan
+
+SQUEEZE = 0.85  # of the memory that seemed free is planned with after each refusal
+
+
+class PlannedEngine(LlamaEngine):
+    """A `LlamaEngine` whose info tells the plan that it was loaded by."""
+
+    def __init__(self, spec: EngineSpec, plan: Plan, progress: Callable[[float], bool]) -> None:
+        super().__init__(spec, progress, native.Placement(**plan.placement()))
+        self._plan = plan
+
+    def info(self) -> EngineInfo:
+        info = super().info()
+        placement = info.placement
+        if self._plan.type_k != "f16":
+            placement += f" · KV {self._plan.type_k}"
+        return replace(
+            info,
+            placement=placement,
+            notices=(*info.notices, *_notices(self._plan, info)),
+            reasons=self._plan.reasons,
+        )
+
+
+def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
+    """Plan for this machine as it is now, and load.
+
+    Raises UsageError for wishes that cannot work, NoRoom if nothing fits, OutOfMemory if memory
+    that seemed free was refused.
+    """
+    if spec.rpc:
+        native.add_rpc_device(spec.rpc)
+    info = read_file_header(Path(spec.path))
+    machine = squeezed(hardware.probe(_devices), spec.squeeze)
+    want = Want(
+        n_ctx=spec.n_ctx,
+        kv=spec.kv,
+        gpu_layers=spec.gpu_layers,
+        flash_attn=spec.flash_attn,
+        threads=spec.threads,
+    )
+    return PlannedEngine(spec, _plan(spec, info, machine, want), progress)
+
+
+def squeezed(machine: Machine, times: int) -> Machine:
+    """`machine` with less free memory, for it has refused what it had announced."""
+    share = SQUEEZE**times
+    devices = tuple(replace(d, free_bytes=int(d.free_bytes * share)) for d in machine.devices)
+    return replace(machine, devices=devices, ram_free_bytes=int(machine.ram_free_bytes * share))
+
+
+def _plan(spec: EngineSpec, info: ModelInfo, machine: Machine, want: Want) -> Plan:
+    """The plan, with compute buffers from a dry load where a GPU could be overfilled."""
+    plan = make_plan(info, machine, want)
+    if not plan.gpu_layers:
+        return plan
+    placement = native.Placement(**plan.placement())
+    try:
+        compute = native.dry_load(Path(spec.path), placement, (info.architecture, info.n_vocab))
+    except QwqError:
+        return plan  # the closed form is what is left; the load itself will tell
+    return corrected(info, machine, want, plan, compute)
+
+
+def _devices() -> Mapping[str, Any]:
+    """What a probing child would say, asked in this process."""
+    return {"devices": [asdict(d) for d in native.devices()], "backends": native.backends()}
+
+
+def _notices(plan: Plan, info: EngineInfo) -> Iterator[str]:
+    """The plan's warnings, and what is slow or not as it was planned."""
+    yield from plan.warnings
+    planned = f"{plan.gpu_layers} of {plan.layers_total} layers"
+    if plan.gpu_layers and not info.placement.startswith(planned):
+        yield f"Planned were {planned} on the GPU; llama.cpp has {info.placement}."
+    speed = plan.predicted.generation_tps
+    if plan.gpu_layers and plan.whole_layers < plan.layers_total and speed:
+        yield (
+            f"{plan.whole_layers} of {plan.layers_total} layers are whole on the GPU: expect about"
+            f" {speed:.1f} tokens/s."
+        )
