@@ -3,11 +3,12 @@
 Contract: `probe()` returns a `Machine` and never raises or hangs: each question to the system has a
 time limit, and one without an answer leaves its fact unknown and a line in `problems`. Each fact
 carries its source. `known_machine` gives machines that are not this one.
-Limits: memory bandwidth is looked up by name, not measured; a GPU that is not in the table has
-none. An integrated Intel GPU is not reported as unused: it reads the same memory as the CPU.
+Limits: memory bandwidth is looked up, not measured: of a GPU by its name (one that is not in the
+table has none), of RAM by what the firmware says of its modules, which is what they could do. An
+integrated Intel GPU is not reported as unused: it reads the same memory as the CPU.
 Non-goals: what fits where (plan.py), advice beyond the one install line (doctor.py).
 Sources: data sheets of NVIDIA, AMD, Intel and Apple for bandwidths; the README of llama-cpp-python
-0.3.36 for the indexes of its wheels; cgroups(7), proc(5), vm_stat(1).
+0.3.36 for the indexes of its wheels; cgroups(7), proc(5), vm_stat(1), udev's dmi_memory_id.
 """
 
 from __future__ import annotations
@@ -112,34 +113,28 @@ def probe(ask: Ask | None = None, system: System | None = None) -> Machine:
     rows = answer.get("devices", [])
     chip = _apple_chip(system)
     devices = tuple(_device(row, chip) for row in rows if row["kind"] in ("gpu", "igpu"))
-    backends = tuple(answer.get("backends", ()))
-    free, total, source = _memory(system)
-    if not total:  # a system whose own words we do not know: llama.cpp's view of the CPU
-        own: Mapping[str, Any] = next((row for row in rows if row["kind"] == "cpu"), {})
-        free, total = int(own.get("free_bytes", 0)), int(own.get("total_bytes", 0))
-        source = "llama.cpp"
+    free, total, ram_source = _memory(system, rows)
+    bandwidth, bandwidth_source = _ram_bandwidth(system, chip)
     swap_total, swap_free = _swap(system)
     problem = (f"llama.cpp could not be asked: {answer['error']}",) if "error" in answer else ()
+    sources = (
+        ("devices", problem[0] if problem else "llama.cpp (ggml_backend_dev_memory)"),
+        ("RAM", ram_source),
+        ("memory bandwidth", bandwidth_source),
+        ("cores", "sysctl" if system.kind == "darwin" else "/sys/devices/system/cpu"),
+    )
     return Machine(
         name="this machine",
         devices=devices,
         ram_free_bytes=free,
         ram_total_bytes=total,
         cores=physical_cores(),
-        ram_bandwidth=_bandwidth(chip),
+        ram_bandwidth=bandwidth,
         swap_total_bytes=swap_total,
         swap_free_bytes=swap_free,
-        backends=backends,
+        backends=tuple(answer.get("backends", ())),
         unused=tuple(_unused(system, devices)),
-        sources=(
-            (
-                "devices",
-                "llama.cpp (ggml_backend_dev_memory)" if rows else "none: " + "".join(problem),
-            ),
-            ("RAM", source),
-            ("memory bandwidth", f"Apple's data sheet of the {chip}" if chip else "not known"),
-            ("cores", "sysctl" if system.kind == "darwin" else "/sys/devices/system/cpu"),
-        ),
+        sources=sources,
         problems=problem,
     )
 
@@ -251,10 +246,18 @@ def _bandwidth(name: str) -> float | None:
 # --- memory ------------------------------------------------------------------------------------
 
 
-def _memory(system: System) -> tuple[int, int, str]:
+def _memory(system: System, rows: Sequence[Mapping[str, Any]]) -> tuple[int, int, str]:
     """Bytes of RAM that are free to take, bytes in all, and where that is from."""
-    if system.kind == "darwin":
-        return _darwin_memory(system)
+    known = _darwin_memory(system) if system.kind == "darwin" else _linux_memory(system)
+    if known[1]:
+        return known
+    # a system whose own words we do not know: llama.cpp's view of the CPU
+    own: Mapping[str, Any] = next((row for row in rows if row["kind"] == "cpu"), {})
+    return int(own.get("free_bytes", 0)), int(own.get("total_bytes", 0)), "llama.cpp"
+
+
+def _linux_memory(system: System) -> tuple[int, int, str]:
+    """What the kernel would give up, or less where a control group has a limit."""
     rows = _meminfo(system)
     total = rows.get("MemTotal", 0)
     free = rows.get("MemAvailable", rows.get("MemFree", 0))
@@ -313,6 +316,34 @@ def _darwin_memory(system: System) -> tuple[int, int, str]:
     kinds = ("free", "inactive", "speculative", "purgeable")
     free = sum(int(pages.get(kind, 0)) for kind in kinds) * (int(size[1]) if size else 0)
     return free, _sysctl(system, "hw.memsize"), "vm_stat"
+
+
+def _ram_bandwidth(system: System, chip: str) -> tuple[float | None, str]:
+    """Bytes per second that the RAM can give, and where that is from."""
+    if system.kind == "darwin":
+        known = _bandwidth(chip)
+        return known, f"Apple's data sheet of the {chip}" if known else "not known"
+    modules = _modules(system.read("/run/udev/data/+dmi:id"))
+    if not modules:
+        return None, "not known"
+    speed = min(speed for speed, _ in modules)
+    width = sum(width for _, width in modules)
+    if len(modules) <= 4 and all(width == 64 for _, width in modules):
+        width = min(width, 128)  # a desktop's four modules share two channels
+    return speed * 1e6 * width / 8, f"the firmware: {speed} MT/s, {width} bits (udev)"
+
+
+def _modules(udev: str) -> list[tuple[int, int]]:
+    """Speed in MT/s and width in bits of each memory module, as udev read them from SMBIOS."""
+    found: dict[str, dict[str, int]] = {}
+    for number, name, value in re.findall(r"^E:MEMORY_DEVICE_(\d+)_(\w+)=(\d+)$", udev, re.M):
+        found.setdefault(number, {})[name] = int(value)
+    modules = []
+    for row in found.values():
+        speed = row.get("CONFIGURED_SPEED_MTS") or row.get("SPEED_MTS") or 0
+        if row.get("PRESENT", 1) and row.get("SIZE") and 100 <= speed <= 100_000:
+            modules.append((speed, row.get("DATA_WIDTH") or 64))
+    return modules
 
 
 def _swap(system: System) -> tuple[int, int]:

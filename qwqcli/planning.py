@@ -88,7 +88,8 @@ def _machine(asked: Asked, probe: Probe | None) -> Machine:
     else:
         machine = hardware.probe(probe.devices if probe else None)
         if asked.rpc and machine.problems:
-            raise EngineError(f"{machine.problems[0]}.", "Start the server, or leave out --rpc")
+            why = machine.problems[0].rstrip(".")
+            raise EngineError(f"{why}.", "Start the server, or leave out --rpc")
     return hardware.with_memory(machine, asked.vram, asked.ram)
 
 

@@ -276,6 +276,42 @@ def test_memory_of_a_mac(tmp_path: Path) -> None:
     assert machine.ram_bandwidth == APPLE_BANDWIDTH["Apple M4 Pro"] * 1e9
 
 
+def dmi(*modules: Mapping[str, object]) -> dict[str, str]:
+    """What udev keeps of the memory modules."""
+    lines = ["I:123", "E:MEMORY_ARRAY_NUM_DEVICES=4"]
+    for number, module in enumerate(modules):
+        lines += [f"E:MEMORY_DEVICE_{number}_{name}={value}" for name, value in module.items()]
+    return {"run/udev/data/+dmi:id": "\n".join(lines) + "\n"}
+
+
+DDR4 = {"SIZE": 16 * GiB, "SPEED_MTS": 3600, "CONFIGURED_SPEED_MTS": 3200, "DATA_WIDTH": 64}
+EMPTY = {"PRESENT": 0, "SIZE": 0, "LOCATOR": "DIMM 1"}
+LPDDR5 = {"SIZE": 4 * GiB, "CONFIGURED_SPEED_MTS": 6400, "DATA_WIDTH": 16}
+
+
+@pytest.mark.parametrize(
+    ("modules", "gigabytes"),
+    [
+        ([DDR4, DDR4], 51.2),  # two channels at the speed that is set, not the one on the box
+        ([DDR4, EMPTY], 25.6),  # one module is one channel
+        ([DDR4] * 4, 51.2),  # four modules of a desktop share two channels
+        ([DDR4] * 8, 204.8),  # a server has more
+        ([LPDDR5] * 8, 102.4),  # a laptop's chips have narrow channels
+        ([DDR4, {**DDR4, "CONFIGURED_SPEED_MTS": 2400}], 38.4),  # the slowest sets the pace
+        ([{**DDR4, "CONFIGURED_SPEED_MTS": 0, "SPEED_MTS": 0}], None),  # a virtual machine
+        ([{**DDR4, "CONFIGURED_SPEED_MTS": "fast"}], 28.8),  # nonsense is not a number
+        ([], None),
+    ],
+)
+def test_bandwidth_of_the_ram(
+    tmp_path: Path, modules: list[Mapping[str, object]], gigabytes: float | None
+) -> None:
+    """What the firmware says of the modules, without root; unknown where it says nothing."""
+    machine = probe(saying(), linux(tmp_path, {"proc/meminfo": MEMINFO, **dmi(*modules)}))
+    assert machine.ram_bandwidth == (pytest.approx(gigabytes * 1e9) if gigabytes else None)
+    assert ("MT/s" in dict(machine.sources)["memory bandwidth"]) == (gigabytes is not None)
+
+
 def test_a_system_that_says_nothing(tmp_path: Path) -> None:
     """Without /proc and without commands, llama.cpp's view of the RAM is taken."""
     machine = probe(saying(), System("linux", "x86_64", tmp_path, nothing))
