@@ -1,12 +1,13 @@
 """How fast a pull is beside curl and huggingface_hub, on loopback, in one run.
 
 What to expect: on loopback nothing but the CPU and the disk limit a download, so curl, which only
-copies bytes, is the ceiling; a pull also computes a sha256 and has the disk take the file before it
-gets its name. On a server that limits each connection, a pull is faster by its connections.
+copies bytes, is the ceiling. A pull also computes a sha256: `verified` is when all bytes are here
+and right, without the start of Python, and is what is compared with curl. It then has the disk take
+the file before it gets its name: `done`, to be compared with curl followed by sync. On a server
+that limits each connection, a pull is faster by its connections.
 Every program downloads the same file from the same server (sendfile from the page cache), each in a
-process of its own and in turn, so that a slow minute of the machine meets all. Time is that of the
-whole process; `transfer` leaves out the start of Python. CPU is user and system time of the client.
-Prints a table of medians and, as its last line, one JSON object.
+process of its own and in turn, so that a slow minute of the machine meets all. CPU is user and
+system time of the whole client. Prints a table of medians and, as its last line, one JSON object.
 
     python benchmarks/pull_speed.py [--mb 1024] [--rounds 5] [--limited-mb 240]
 """
@@ -37,10 +38,12 @@ from pathlib import Path
 from qwqcli.hub import Hub
 hub = Hub(dict(HF_ENDPOINT=sys.argv[1], HOME=sys.argv[2], QWQ_DATA_DIR=sys.argv[2] + "/d",
                QWQ_CACHE_DIR=sys.argv[2] + "/c"))
+offer = hub.choose(sys.argv[3])
 started = time.perf_counter()
-for event in hub.pull(hub.choose(sys.argv[3])):
-    pass
-print(json.dumps(time.perf_counter() - started))
+for event in hub.pull(offer):
+    if type(event).__name__ == "Progress":
+        verified = time.perf_counter() - started
+print(json.dumps([verified, time.perf_counter() - started]))
 """
 HUGGING_FACE = """
 import json, os, sys, time
@@ -49,16 +52,17 @@ import huggingface_hub
 from huggingface_hub import hf_hub_download
 started = time.perf_counter()
 hf_hub_download(*sys.argv[3].split(":"), cache_dir=sys.argv[2], endpoint=sys.argv[1], token=False)
-print(json.dumps(time.perf_counter() - started))
+print(json.dumps([time.perf_counter() - started] * 2))
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """One download: seconds, seconds without the start, CPU seconds, peak memory in MB."""
+    """One download: seconds in all, until the bytes are right, until done; CPU seconds; MB."""
 
     wall: float
-    transfer: float
+    verified: float
+    done: float
     cpu: float
     memory: float
 
@@ -87,12 +91,8 @@ def measure(command: list[str]) -> Run:
     if process.returncode:
         raise SystemExit(f"{command[0]} failed")
     kilo = 1e6 if platform.system() == "Darwin" else 1e3  # ru_maxrss is in bytes there
-    return Run(
-        wall,
-        json.loads(said) if said else wall,
-        used.ru_utime + used.ru_stime,
-        used.ru_maxrss / kilo,
-    )
+    verified, done = json.loads(said) if said else (wall, wall)
+    return Run(wall, verified, done, used.ru_utime + used.ru_stime, used.ru_maxrss / kilo)
 
 
 def compare(names: list[str], path: Path, rounds: int, rate: int = 0) -> dict[str, list[Run]]:
@@ -124,7 +124,7 @@ def median(values: Iterable[float]) -> float:
 def table(title: str, runs: dict[str, list[Run]], size: int) -> dict[str, dict[str, float]]:
     """Print and return medians; ratios are medians of the ratios to curl's run of that round."""
     print(
-        f"\n{title}\n{'':18}{'wall s':>8}{'transfer':>10}{'MB/s':>8}{'cpu s':>8}{'MB mem':>8}"
+        f"\n{title}\n{'':18}{'wall s':>8}{'verified':>10}{'done':>8}{'MB/s':>8}{'cpu s':>8}{'MB mem':>8}"
         f"{'speed/curl':>12}{'cpu/curl':>10}"
     )
     rows: dict[str, dict[str, float]] = {}
@@ -132,15 +132,16 @@ def table(title: str, runs: dict[str, list[Run]], size: int) -> dict[str, dict[s
         pairs = list(zip(runs["curl"], found, strict=True))
         row = {
             "wall_s": median(run.wall for run in found),
-            "transfer_s": median(run.transfer for run in found),
+            "verified_s": median(run.verified for run in found),
+            "done_s": median(run.done for run in found),
             "cpu_s": median(run.cpu for run in found),
             "memory_mb": max(run.memory for run in found),
-            "speed": median(base.transfer / run.transfer for base, run in pairs),
+            "speed": median(base.verified / run.verified for base, run in pairs),
             "cpu": median(run.cpu / base.cpu for base, run in pairs),
         }
         print(
-            f"{name:18}{row['wall_s']:8.2f}{row['transfer_s']:10.2f}"
-            f"{size / row['transfer_s'] / 1e6:8.0f}{row['cpu_s']:8.2f}{row['memory_mb']:8.0f}"
+            f"{name:18}{row['wall_s']:8.2f}{row['verified_s']:10.2f}{row['done_s']:8.2f}"
+            f"{size / row['verified_s'] / 1e6:8.0f}{row['cpu_s']:8.2f}{row['memory_mb']:8.0f}"
             f"{row['speed']:12.2f}{row['cpu']:10.2f}"
         )
         rows[name] = row
