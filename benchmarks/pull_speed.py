@@ -123,10 +123,8 @@ def median(values: Iterable[float]) -> float:
 
 def table(title: str, runs: dict[str, list[Run]], size: int) -> dict[str, dict[str, float]]:
     """Print and return medians; ratios are medians of the ratios to curl's run of that round."""
-    print(
-        f"\n{title}\n{'':18}{'wall s':>8}{'verified':>10}{'done':>8}{'MB/s':>8}{'cpu s':>8}{'MB mem':>8}"
-        f"{'speed/curl':>12}{'cpu/curl':>10}"
-    )
+    print(f"\n{title}\n{'':18}{'wall s':>8}{'verified':>10}{'done':>8}{'MB/s':>8}", end="")
+    print(f"{'cpu s':>8}{'MB mem':>8}{'speed/curl':>12}{'cpu/curl':>10}")
     rows: dict[str, dict[str, float]] = {}
     for name, found in runs.items():
         pairs = list(zip(runs["curl"], found, strict=True))
