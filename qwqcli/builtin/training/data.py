@@ -8,6 +8,7 @@ CRC-32 is 0 modulo 16 is held out: training never sees it, tests use only such.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from .traces import WORDINGS
 
 LANGS = ("en", "zh")
 SLIP_RATE = 0.18
+_CHINESE = re.compile("[\u4e00-\u9fff]")
 Key = tuple[object, ...]
 
 
@@ -682,16 +684,16 @@ EARLY_MIX = {
     "chat": 2,
 }
 MIX = {
-    "add": 10,
-    "sub": 11,
+    "add": 11,
+    "sub": 13,
     "mul": 12,
-    "chain": 5,
-    "cmp": 17,
+    "chain": 4,
+    "cmp": 16,
     "count": 15,
     "spell": 3,
     "follow": 10,
-    "unknown": 17,
-    "chat": 3,
+    "unknown": 16,
+    "chat": 2,
 }
 
 
@@ -710,6 +712,8 @@ def make(
     """
     while True:
         item = MAKERS[task](rng, lang or rng.choices(LANGS, (62, 38))[0], short)
+        if item.lang == "zh" and not (item.history or _CHINESE.search(item.user)):
+            continue  # signs and digits alone are answered in English
         if test and (traces.MARK_OPEN in item.think) != slipped:
             continue
         if not item.keys or (held_out(item.keys[0]) if test else not any(map(held_out, item.keys))):

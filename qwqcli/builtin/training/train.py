@@ -1,8 +1,10 @@
 """Train the built-in model: `python -m qwqcli.builtin.training.train --out DIR --minutes 95`.
 
+The length is given in minutes or in tokens; `--resume` goes on from DIR's checkpoint.
+
 Seeded and resumable: the checkpoint (written between chunks of data) holds weights, their
 running mean, optimizer, counters, the training clock and the state of the data generator.
-The learning rate follows the training clock: warm-up, flat, then linear to zero.
+The learning rate follows the share of the length that is done: warm-up, flat, linear to zero.
 
 Two processes of one thread each share a step and add up their gradients. That keeps its pace
 beside other work, where one process with two threads waits at every operation for the slower.
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, multiprocessing
@@ -88,15 +91,22 @@ def chunk(rng: Random, tok: Tokenizer, early: bool) -> list[Doc]:
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Return the rate at a step and a share (0..1) of the training clock."""
+    """Return the rate at a step and a share (0..1) of the training done."""
     decay = min(1.0, max(0.0, (1 - progress) / (1 - FLAT_UNTIL)))
     return PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+
+
+class Length(NamedTuple):
+    """How long to train: minutes of the training clock, or tokens where that is not zero."""
+
+    minutes: float
+    tokens: int
 
 
 class Trainer:
     """One worker's model, running mean, optimizer and clocks; all workers stay identical."""
 
-    def __init__(self, out: Path, seed: int, minutes: float, rank: int = 0) -> None:
+    def __init__(self, out: Path, seed: int, length: Length, rank: int = 0) -> None:
         torch.manual_seed(seed)
         self.path, self.rank = out / "checkpoint.pt", rank
         self.tok, self.rng = Tokenizer.load(), Random(seed)
@@ -111,7 +121,7 @@ class Trainer:
             {"params": others, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.98), fused=True)
-        self.step, self.tokens, self.seconds, self.total = 0, 0, 0.0, minutes * 60
+        self.step, self.tokens, self.seconds, self.length = 0, 0, 0.0, length
         self.validated, self.loss, self.lap = 0.0, 0.0, time.monotonic()
 
     def _share_gradients(self) -> Tensor:
@@ -123,6 +133,13 @@ class Trainer:
             q.grad = buffer[at : at + q.numel()].view_as(q)
             at += q.numel()
         return buffer
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done; 1 or more at its end."""
+        if self.length.tokens:
+            return self.tokens / self.length.tokens
+        return self.seconds / (60 * self.length.minutes)
 
     def save(self) -> None:
         """Write the checkpoint; a crash while writing leaves the old one."""
@@ -163,7 +180,7 @@ class Trainer:
         distributed.all_reduce(self.gradients)
         total, targets, tokens, seconds = self.gradients[-4:].tolist()
         self.seconds += seconds
-        self._update(learning_rate(self.step, self.seconds / self.total))
+        self._update(learning_rate(self.step, self.progress))
         self.loss += 0.02 * (total / targets - self.loss)
         self.step, self.tokens = self.step + 1, self.tokens + int(tokens)
 
@@ -201,8 +218,8 @@ class Trainer:
         return " ".join(f"{task} {self.exact(task):.2f}" for task in data.MAKERS)
 
     def run(self, log: Callable[[str], None]) -> None:
-        """Train until the clock has run out; only the first worker writes and reports."""
-        while self.seconds < self.total:
+        """Train to the end; only the first worker writes and reports."""
+        while self.progress < 1:
             docs = chunk(self.rng, self.tok, self.tokens < EARLY_TOKENS)
             for batch in batches(docs, self.rng, self.rank, WORKERS):
                 self.learn(batch)
@@ -211,9 +228,9 @@ class Trainer:
             self.save()
             log(
                 f"step {self.step} tokens {self.tokens / 1e6:.2f}M minutes {self.seconds / 60:.1f} "
-                f"lr {learning_rate(self.step, self.seconds / self.total):.2e} loss {self.loss:.4f}"
+                f"lr {learning_rate(self.step, self.progress):.2e} loss {self.loss:.4f}"
             )
-            if self.seconds - self.validated > VALIDATE_EVERY or self.seconds >= self.total:
+            if self.seconds - self.validated > VALIDATE_EVERY or self.progress >= 1:
                 log(f"  exact: {self.validate()}")
                 self._lap()
 
@@ -223,7 +240,7 @@ def worker(rank: int, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     meet = f"file://{args.out.resolve()}/workers"
     distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=WORKERS)
-    trainer = Trainer(args.out, args.seed, args.minutes, rank)
+    trainer = Trainer(args.out, args.seed, Length(args.minutes, args.tokens), rank)
     if args.resume:
         trainer.restore()
     trainer.run(lambda line: print(time.strftime("%H:%M:%S"), line, flush=True))
@@ -235,6 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint")
     parser.add_argument("--minutes", type=float, default=95, help="length of the whole training")
+    parser.add_argument("--tokens", type=int, default=0, help="its length in tokens instead")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
