@@ -138,8 +138,9 @@ def ask(
     with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
         cancel = render.ticking(view, pressed)
         reply = render.draw_reply(engine.stream(messages, settings.sampling, cancel), view)
-    if stats:
-        screen.err.write(render.stats_line(reply.stats) + "\n")
+        if stats:
+            screen.err.write(render.stats_line(reply.stats) + "\n")
+            screen.err.write(engine.info().placement + "\n")
     raise typer.Exit(reply.exit_code)
 
 

@@ -1,8 +1,8 @@
 """The values that flow between the engine and whoever draws, stores or times a reply.
 
 All of them are small, frozen and free of behaviour beyond arithmetic on their own fields.
-A reply is an iterator of events: Loading*, Prompting*, Reasoning*, Answer*, one Done at the end,
-with a Notice wherever something had to be said. `Done` always comes, also after a cancel.
+A reply is an iterator of events: Loading*, Loaded once, Prompting*, Reasoning*, Answer*, one Done
+at the end, with a Notice wherever something had to be said. `Done` always comes, also after a cancel.
 """
 
 from __future__ import annotations
@@ -90,6 +90,13 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model is there; `placement` says where its layers went, in one line."""
+
+    placement: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompting:
     """Prompt processing: `done` of `total` tokens are in the KV cache."""
 
@@ -128,4 +135,4 @@ class Done:
     stats: Stats
 
 
-Event: TypeAlias = Loading | Prompting | Reasoning | Answer | Notice | Done
+Event: TypeAlias = Loading | Loaded | Prompting | Reasoning | Answer | Notice | Done

@@ -174,7 +174,7 @@ def is_qwq(info: ModelInfo) -> bool:
 
 def thinks(info: ModelInfo) -> bool:
     """Whether this is a reasoning model, by its chat template if there is one."""
-    return is_qwq(info) or "<think>" in info.chat_template
+    return is_qwq(info) or "<think>" in (info.chat_template or "")
 
 
 def native_context(info: ModelInfo) -> int:

@@ -21,6 +21,7 @@ from qwqcli.messages import (
     Answer,
     Done,
     Event,
+    Loaded,
     Loading,
     Notice,
     Prompting,
@@ -157,6 +158,8 @@ class View:
 
     def loading(self, event: Loading) -> None: ...
 
+    def loaded(self, event: Loaded) -> None: ...
+
     def prompting(self, event: Prompting) -> None: ...
 
     def reasoning(self, event: Reasoning) -> None: ...
@@ -185,6 +188,8 @@ def draw_reply(events: Iterable[Event], view: View) -> Reply:
             match event:
                 case Loading():
                     view.loading(event)
+                case Loaded():
+                    view.loaded(event)
                 case Prompting():
                     view.prompting(event)
                 case Reasoning(text):
@@ -384,6 +389,9 @@ class ChatView(TerminalView):
         super().__init__(screen.out, screen.clock, thinking, max_tokens)
         self._markdown = MarkdownStream(screen.out, screen.clock)
 
+    def loaded(self, event: Loaded) -> None:
+        self.notice(Notice(event.placement))
+
     def answer(self, event: Answer) -> None:
         self._end_thought()
         self._live = self._markdown.draw
@@ -438,6 +446,9 @@ class StreamJsonView(View):
     def loading(self, event: Loading) -> None:
         self._write("loading", event)
 
+    def loaded(self, event: Loaded) -> None:
+        self._write("loaded", event)
+
     def prompting(self, event: Prompting) -> None:
         self._write("prompting", event)
 
@@ -455,7 +466,7 @@ class StreamJsonView(View):
         value = {"type": "done", "model": self._model, "stop": reply.stop, "stats": stats}
         _write_json(self._out, value)
 
-    def _write(self, kind: str, event: Loading | Prompting | Reasoning | Answer | Notice) -> None:
+    def _write(self, kind: str, event: Event) -> None:
         _write_json(self._out, {"type": kind, **asdict(event)})
 
 

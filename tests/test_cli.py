@@ -111,11 +111,12 @@ def test_stream_json_adds_up_to_json(environ: dict[str, str]) -> None:
 
 
 def test_stats_line(environ: dict[str, str]) -> None:
-    """`--stats` ends stderr with one line of figures."""
+    """`--stats` ends stderr with a line of figures and one of where the layers are."""
     result = qwq("ask", "--stats", *GREEDY, QUESTION, environ=environ)
-    last = result.err.splitlines()[-1]
-    assert "prompt" in last
-    assert "t/s" in last
+    figures, placement = result.err.splitlines()[-2:]
+    assert "prompt" in figures
+    assert "t/s" in figures
+    assert placement == "all layers on the CPU · 4,096 tokens of context"
 
 
 def test_seed_repeats_a_reply(environ: dict[str, str]) -> None:

@@ -30,6 +30,7 @@ from qwqcli.messages import (
     Answer,
     Done,
     Event,
+    Loaded,
     Message,
     Notice,
     Reasoning,
@@ -73,14 +74,14 @@ class ProcessEngine:
         self._spec, self._cache, self._patience_s = spec, cache, patience_s
         self._info: EngineInfo | None = None
         self._last_id = 0
-        self._notices: list[str] = []  # to be said at the next chance
+        self._unsaid: list[Event] = []  # came while nobody was listening
         self._child = _Child(spec, cache, patience_s)
 
     def info(self) -> EngineInfo:
         """Waits for the load. Raises the load's error."""
         for event in self._loaded(never):
-            if isinstance(event, Notice):
-                self._notices.append(event.text)
+            if isinstance(event, Notice | Loaded):
+                self._unsaid.append(event)
         assert self._info is not None
         return self._info
 
@@ -102,8 +103,8 @@ class ProcessEngine:
         *,
         thinking: bool = True,
     ) -> Iterator[Event]:
-        while self._notices:
-            yield Notice(self._notices.pop(0))
+        while self._unsaid:
+            yield self._unsaid.pop(0)
         for _ in range(RESTARTS):
             said = _Said()
             try:
@@ -157,6 +158,7 @@ class ProcessEngine:
                 for value in self._child.events(cancel, None):
                     if isinstance(value, wire.Ready):
                         self._info = value.info
+                        yield Loaded(value.info.placement)
                         for text in value.info.notices:
                             yield Notice(text)
                         return
