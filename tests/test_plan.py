@@ -458,6 +458,14 @@ def test_a_model_without_attention(tmp_path: Path) -> None:
     assert plan.compute_source == "estimate"
 
 
+@pytest.mark.parametrize(("template", "warned"), [(None, False), ("<think>", True)])
+def test_only_a_reasoner_is_warned_of_a_short_context(template: str | None, warned: bool) -> None:
+    """Whether a model thinks is asked of its template; a file without one can be planned too."""
+    other = replace(Q4, name="Other", basename="", chat_template=template)
+    plan = make_plan(other, machine("3090"), Want(n_ctx=2_048))
+    assert any("may be cut" in warning for warning in plan.warnings) == warned
+
+
 def test_a_header_that_lies_about_its_heads(tmp_path: Path) -> None:
     """Heads that would make the cache larger than any memory end in NoRoom, not in a crash."""
     metadata = qwq_metadata(layers=1, vocab=1_024)
