@@ -90,7 +90,13 @@ class Case:
 
     @property
     def ram_budget(self) -> int:
-        return self.machine.ram_free_bytes - self.want.margin_bytes
+        return self.machine.ram_free_bytes - self.ram_margin
+
+    @property
+    def ram_margin(self) -> int:
+        """The margin in RAM: no more than an eighth of it, so that small models load anywhere."""
+        asked = self.want.margin_bytes
+        return min(asked, self.machine.ram_free_bytes // 8) if asked == MARGIN_BYTES else asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +241,7 @@ def _host_share(case: Case, cache: Cache, start: int, cpu_ffn: int, kv: int) -> 
     if start == 0 and cpu_ffn == 0 and len(case.devices) > 1:
         compute += costs.pipeline_host_bytes(info, cache)
     count = start  # the output layer is the last to come to the CPU
-    return Share(
-        "CPU", count, weights, kv, compute, case.want.margin_bytes, case.machine.ram_free_bytes
-    )
+    return Share("CPU", count, weights, kv, compute, case.ram_margin, case.machine.ram_free_bytes)
 
 
 def _ram_suffices(case: Case, shares: Sequence[Share]) -> bool:

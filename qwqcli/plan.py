@@ -481,9 +481,10 @@ def _why_rest(case: Case, plan: Plan) -> Iterator[str]:
         yield f"Batches of {plan.n_batch} tokens, which take less memory for their attention."
     if not plan.mmap:
         yield "The file is read, not mapped: a mapped one would count as Metal's memory whole."
+    least = min((share.margin_bytes for share in plan.devices if share.used_bytes), default=0)
     yield (
-        f"{_gib(case.want.margin_bytes)} is left free on each device, for the desktop, the driver"
-        " and what llama.cpp does not announce."
+        f"{_gib(least)} or more is left free on each device, for the desktop, the driver and what"
+        " llama.cpp does not announce."
     )
     if plan.compute_source == "closed form":
         yield f"{_COMPUTE} follows from the model's shape, within 5 %; a dry load makes it exact."
