@@ -484,6 +484,43 @@ def test_a_header_that_lies_about_its_heads(tmp_path: Path) -> None:
         make_plan(read_file_header(path), machine("3090"))
 
 
+SIZES = st.sampled_from([0, 1, 100, 2**20, 2**30, 2**40, 2**62])
+WIDTHS = st.sampled_from([0, 1, 64, 128, 5_120, 2**32 - 1])
+
+
+@given(data=st.data(), n_layers=st.sampled_from([0, 1, 2, 64, 512]), cards=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_any_header_ends_in_a_plan_or_an_error_of_ours(
+    data: st.DataObject, n_layers: int, cards: int
+) -> None:
+    """Whatever numbers a header claims: all its layers and bytes are placed, or it is refused."""
+    ffn = tuple(data.draw(SIZES) for _ in range(min(n_layers, 2))) + (1,) * max(n_layers - 2, 0)
+    info = replace(
+        Q4,
+        architecture=data.draw(st.sampled_from(["qwen2", "mamba"])),
+        n_layers=n_layers,
+        n_embd=data.draw(WIDTHS),
+        n_ff=data.draw(WIDTHS),
+        n_head=data.draw(WIDTHS),
+        n_head_kv=(data.draw(WIDTHS),) * n_layers,
+        head_dim_k=data.draw(WIDTHS),
+        n_ctx_train=data.draw(WIDTHS),
+        layer_bytes=tuple(part + 1 for part in ffn),
+        layer_ffn_bytes=ffn,
+        embedding_bytes=data.draw(SIZES),
+        output_bytes=data.draw(SIZES),
+        other_bytes=data.draw(SIZES),
+    )
+    devices = tuple(replace(card(n, GiB), free_bytes=data.draw(SIZES)) for n in range(cards))
+    here = Machine("any", devices, data.draw(SIZES), 2**40, cores=4)
+    try:
+        plan = make_plan(info, here)
+    except QwqError:
+        return
+    assert sum(share.layers for share in plan.devices) == n_layers + 1
+    assert sum(share.weights_bytes for share in plan.devices) >= info.tensor_bytes
+
+
 def test_heads_that_q8_0_cannot_store() -> None:
     """Heads that are not whole blocks stay in f16; asking for q8_0 is refused."""
     odd = replace(Q4, head_dim_k=80, head_dim_v=80)
