@@ -532,4 +532,5 @@ def _last_error() -> str:
     lines = [line.strip() for line in log.text(_WARNING).splitlines() if line.strip()]
     # the last lines only repeat that loading failed; the first error says why
     telling = [line for line in lines if "error" in line.lower()] or lines[-1:] or ["no reason"]
-    return telling[0].partition(": ")[2] or telling[0]
+    said = telling[0].partition(": ")[2] or telling[0]
+    return said.rstrip(". ") + "."

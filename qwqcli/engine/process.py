@@ -153,7 +153,7 @@ class ProcessEngine:
         """Yield progress until the child is ready or `cancel` says stop; restart it if it dies."""
         if self._info is not None:
             return
-        for _ in range(RESTARTS):
+        for _ in range(RESTARTS + 1):
             try:
                 for value in self._child.events(cancel, None):
                     if isinstance(value, wire.Ready):
@@ -171,7 +171,7 @@ class ProcessEngine:
                     raise
                 yield Notice(f"{error} {self._restart(starved=True)}")
         raise EngineError(
-            f"The engine died {RESTARTS} times while loading {Path(self._spec.path).name}.",
+            f"The engine died again and again while loading {Path(self._spec.path).name}.",
             "qwq plan, to see what fits",
         )
 
