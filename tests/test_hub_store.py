@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +32,11 @@ def put(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+def on_another_disk(*_: object, **__: object) -> None:
+    """What os.link does where a link cannot be."""
+    raise OSError(18, "Invalid cross-device link")
 
 
 def sha256(world: World) -> str:
@@ -91,10 +99,6 @@ def test_where_no_link_can_be_made_the_file_is_used_in_place(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On another disk there is no second name: the path is theirs, and removing leaves it there."""
-
-    def on_another_disk(*_: object, **__: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
     monkeypatch.setattr(os, "link", on_another_disk)
     theirs = ollama(world, world.data)
     pulled = world.pulled()
@@ -217,8 +221,7 @@ def test_a_link_is_removed_and_the_other_tools_file_stays(world: World) -> None:
 def test_what_hf_downloaded_stays_when_our_receipt_goes(world: World) -> None:
     """A file that was in the cache before our pull is not ours to delete."""
     (path,) = world.pulled().paths
-    for receipt in (world.home / "qwq-data" / "models").iterdir():
-        receipt.unlink()
+    shutil.rmtree(world.home / "qwq-data")
     assert world.pulled().how == "kept"
     hub = world.hub()
     assert hub.remove(hub.models()[0]).stays == (path,)
@@ -233,6 +236,32 @@ def test_a_file_that_changed_since_its_pull_is_not_removed(world: World, tmp_pat
     with pytest.raises(UsageError, match="has changed"):
         hub.remove(hub.models()[0])
     assert path.exists()
+
+
+def test_what_hf_downloads_while_we_wait_is_not_ours(world: World) -> None:
+    """Who waits for another tool's download takes it as it is, and cannot remove it."""
+    hub_library = pytest.importorskip("huggingface_hub")
+    world.server.rate = 3_000_000
+    options = {"cache_dir": world.cache, "endpoint": world.server.url, "token": False}
+    other = threading.Thread(target=hub_library.hf_hub_download, args=(QWEN, FILE), kwargs=options)
+    other.start()
+    while not world.server.sent:
+        time.sleep(0.01)
+    assert world.pulled().how == "kept"
+    other.join()
+    hub = world.hub()
+    assert hub.remove(hub.models()[0]).freed == 0
+
+
+def test_parts_are_not_used_in_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of a split model must lie side by side, so one elsewhere does not help."""
+    monkeypatch.setattr(os, "link", on_another_disk)
+    parts = {f"m-F16-0000{n}-of-00002.gguf": f"GGUF {n}".encode() for n in (1, 2)}
+    world.server.add("a/b", parts)
+    put(world.home / ".lmstudio/models/x/y/part.gguf", b"GGUF 2")
+    pulled = world.pulled("a/b")
+    assert pulled.how == "downloaded"
+    assert len({path.parent for path in pulled.paths}) == 1
 
 
 def test_a_second_pull_does_not_make_our_file_anothers(world: World) -> None:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from qwqcli import config
-from qwqcli.errors import NoRoom, QwqError, UsageError
+from qwqcli.errors import NoRoom, QwqError
 from qwqcli.gguf import ModelInfo
 from qwqcli.hub.events import (
     Checking,
@@ -78,6 +79,7 @@ __all__ = [
 SPARE = 256 << 20  # bytes that stay free: a system without any room misbehaves
 SPARE_SHARE = 100  # or this part of the download, if that is more
 LOCK_LOOK_S = 0.25  # between two looks whether another process is done
+Brought: TypeAlias = tuple[Path, How, int]  # a file, how it came, the bytes that came for it
 TRUE = ("1", "true", "yes", "on")
 
 
@@ -173,7 +175,9 @@ class Hub:
         for file in offer.files:
             with disk_errors(place.partial(file)):
                 place.prepare(file)
-            found = yield from self._here(place, file, to, reuse)
+            # llama.cpp wants all parts in one folder
+            in_place = to is None and len(offer.files) == 1
+            found = yield from self._here(place, file, reuse, in_place)
             if found is not None:
                 here[file.path] = found
         received = 0
@@ -186,16 +190,15 @@ class Hub:
         yield Pulled(offer.name, paths, "downloaded" if received else how[0], offer.size, received)
 
     def _here(
-        self, place: Place, file: RemoteFile, to: Path | None, reuse: bool
+        self, place: Place, file: RemoteFile, reuse: bool, in_place: bool
     ) -> Generator[Event, None, tuple[Path, How] | None]:
         """The file if its content is on this machine already, and how we have it."""
         kept = place.kept(file)
         if kept is not None:
             if (yield from self._sums.of(kept)) == file.sha256:
                 return place.settle(file), "kept"
-            if to is not None:
-                raise UsageError(f"{kept} is there already, and is another file.", "--to FOLDER")
-            yield Notice(f"{kept.name} in the cache is damaged; it is downloaded again.")
+            place.reject(kept)
+            yield Notice(f"{file.path} in the cache is damaged; it is downloaded again.")
         if not reuse:
             return None
         other = yield from find(self._shelves, self._sums, file.size, file.sha256)
@@ -206,8 +209,9 @@ class Hub:
         linked = place.link(file, path)
         if linked is not None:
             self._sums.remember(linked, file.sha256)
+            self._library.claim(linked, "linked")
             return linked, "linked"
-        return (path, "in place") if to is None else None
+        return (path, "in place") if in_place else None
 
     def _room(
         self, offer: Offer, place: Place, here: Mapping[str, tuple[Path, How]]
@@ -235,32 +239,32 @@ class Hub:
             if file.path in here:
                 continue
             before = sum(other.size for other in offer.files if other.path in here)
-            path, came = yield from _counted(
-                self._download(offer, place, file), file, number, count, before, offer.size
+            path, how, came = yield from _counted(
+                self._download(offer, place, file), number, count, before, offer.size
             )
             received += came
-            here[file.path] = (path, "downloaded")
+            here[file.path] = (path, how)
         return received
 
     def _download(
         self, offer: Offer, place: Place, file: RemoteFile
-    ) -> Generator[Event, None, tuple[Path, int]]:
-        """One file, unless another process is faster; (path, bytes that came)."""
+    ) -> Generator[Event, None, Brought]:
+        """One file, unless another process is faster."""
         journal = self._journal(place, file)
         with disk_errors(place.partial(file)):
             lock = yield from _locked(place.lock(file), file, journal)
             try:
                 kept = place.kept(file)
                 if kept is not None and (yield from self._sums.of(kept)) == file.sha256:
-                    return place.settle(file), 0  # it came while we waited
+                    return place.settle(file), "kept", 0  # it came while we waited
                 return (yield from self._move(offer, place, file, journal))
             finally:
                 lock.release()
 
     def _move(
         self, offer: Offer, place: Place, file: RemoteFile, journal: Journal
-    ) -> Generator[Event, None, tuple[Path, int]]:
-        """Download one file whose lock we hold; (path, bytes that came)."""
+    ) -> Generator[Event, None, Brought]:
+        """Download one file whose lock we hold."""
         with _partial(place.partial(file)) as number:
             content = Content(
                 file.path, offer.url(file), file.size, file.sha256,
@@ -271,7 +275,8 @@ class Hub:
             path = _finished(place, file, number)
             journal.remove()
             self._sums.remember(path, file.sha256)
-            return path, mover.received
+            self._library.claim(path, "downloaded")
+            return path, "downloaded", mover.received
 
     def _place(self, offer: Offer, to: Path | None) -> Place:
         if to is None:
@@ -314,13 +319,12 @@ def _finished(place: Place, file: RemoteFile, number: int) -> Path:
 
 
 def _counted(
-    events: Generator[Event, None, tuple[Path, int]],
-    file: RemoteFile,
+    events: Generator[Event, None, Brought],
     number: int,
     count: int,
     before: int,
     total: int,
-) -> Generator[Event, None, tuple[Path, int]]:
+) -> Generator[Event, None, Brought]:
     """The events of one file, with its progress set into that of the whole pull."""
     try:
         while True:
@@ -333,7 +337,7 @@ def _counted(
                 )
             yield event
     except StopIteration as end:
-        result: tuple[Path, int] = end.value
+        result: Brought = end.value
         return result
     finally:
         events.close()

@@ -119,11 +119,23 @@ class Library:
         )
 
     def _really(self, path: Path, how: How) -> How:
-        """How a file that was there already came: as an earlier receipt says, else not by us."""
+        """How a file that was there already came: as its claim says, else not by us."""
         if how != "kept":
             return how
-        earlier = (dict(zip(model.paths, model.how, strict=False)) for model in self._ours())
-        return next((hows[path] for hows in earlier if path in hows), "in place")
+        try:
+            said = self._claim(path).read_text("ascii")
+        except (OSError, ValueError):
+            return "in place"
+        return "linked" if said == "linked" else "downloaded"
+
+    def claim(self, path: Path, how: How) -> None:
+        """Note that we brought this file, before anyone else can find it in its place."""
+        claim = self._claim(path)
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        write_file(claim, how.encode())
+
+    def _claim(self, path: Path) -> Path:
+        return self._folder / "claims" / hashlib.sha256(os.path.abspath(path).encode()).hexdigest()
 
     def adopt(self, path: Path) -> Model:
         """Know the model at `path` by name from now on, where it is.
@@ -156,6 +168,7 @@ class Library:
             came, kept = (0, [path]) if how in ("imported", "in place") else self._drop(path)
             freed += came
             stays += kept
+            self._claim(path).unlink(missing_ok=True)
         self._receipt(model).unlink(missing_ok=True)
         return Removed(freed, tuple(stays))
 

@@ -64,6 +64,9 @@ class Place(Protocol):
     def kept(self, file: RemoteFile) -> Path | None:
         """A finished file of the right size, if one is there; its checksum is still to be seen."""
 
+    def reject(self, kept: Path) -> None:
+        """What `kept` gave has another checksum. Raises UsageError if it must stay as it is."""
+
     def settle(self, file: RemoteFile) -> Path:
         """Have everything lead to the finished file, which is right, and return its path."""
 
@@ -99,6 +102,9 @@ class CachePlace:
     def kept(self, file: RemoteFile) -> Path | None:
         blob = self._blob(file)
         return blob if _is_inside(blob, self._root) and _has_size(blob, file.size) else None
+
+    def reject(self, kept: Path) -> None:
+        """A blob is named by its checksum, so one with another is damaged and of no use."""
 
     def settle(self, file: RemoteFile) -> Path:
         """Have the name in the snapshot lead to the blob, and the revision to the commit."""
@@ -166,10 +172,13 @@ class FolderPlace:
     def kept(self, file: RemoteFile) -> Path | None:
         final = self._final(file)
         if final.exists() and not _has_size(final, file.size):
-            raise UsageError(
-                f"{final} is there already, and is another file.", "Choose another folder: --to"
-            )
+            self.reject(final)
         return final if final.exists() else None
+
+    def reject(self, kept: Path) -> None:
+        raise UsageError(
+            f"{kept} is there already, and is another file.", "Choose another folder: --to"
+        )
 
     def settle(self, file: RemoteFile) -> Path:
         return self._final(file)
