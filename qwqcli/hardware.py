@@ -5,7 +5,7 @@ time limit, and one without an answer leaves its fact unknown and a line in `pro
 carries its source. `known_machine` gives machines that are not this one.
 Limits: memory bandwidth is looked up, not measured: of a GPU by its name (one that is not in the
 table has none), of RAM by what the firmware says of its modules, which is what they could do. An
-integrated Intel GPU is not reported as unused: it reads the same memory as the CPU.
+integrated GPU is not reported as unused: it reads the same memory as the CPU.
 Non-goals: what fits where (plan.py), advice beyond the one install line (doctor.py).
 Sources: data sheets of NVIDIA, AMD, Intel and Apple for bandwidths; the README of llama-cpp-python
 0.3.36 for the indexes of its wheels; cgroups(7), proc(5), vm_stat(1), udev's dmi_memory_id.
@@ -112,7 +112,8 @@ def probe(ask: Ask | None = None, system: System | None = None) -> Machine:
     answer = (ask or ask_engine)()
     rows = answer.get("devices", [])
     chip = _apple_chip(system)
-    devices = tuple(_device(row, chip) for row in rows if row["kind"] in ("gpu", "igpu"))
+    gpus = [row for row in rows if row["kind"] in ("gpu", "igpu")]
+    devices = tuple(_device(row, chip) for row in in_llamas_order(gpus))
     free, total, ram_source = _memory(system, rows)
     bandwidth, bandwidth_source = _ram_bandwidth(system, chip)
     swap_total, swap_free = _swap(system)
@@ -133,7 +134,7 @@ def probe(ask: Ask | None = None, system: System | None = None) -> Machine:
         swap_total_bytes=swap_total,
         swap_free_bytes=swap_free,
         backends=tuple(answer.get("backends", ())),
-        unused=tuple(_unused(system, devices)),
+        unused=tuple(_unused(system, [_device(row, chip) for row in gpus])),
         sources=sources,
         problems=problem,
     )
@@ -213,6 +214,26 @@ APPLE_BANDWIDTH = {
     "Apple M4": 120, "Apple M4 Pro": 273, "Apple M4 Max": 410, "Apple M5": 153,
 }
 # fmt: on
+
+
+def in_llamas_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The devices that llama.cpp puts layers on, in its order: a tensor split counts them so.
+
+    Those behind RPC first; a card that two backends see once; integrated GPUs of one backend, and
+    only where there is no card (llama_prepare_model_devices in llama.cpp).
+    """
+    remote = [row for row in rows if row["kind"] == "gpu" and row["backend"].startswith("RPC")]
+    cards: list[Mapping[str, Any]] = []
+    for row in rows:
+        twice = any(
+            row["description"] == card["description"] and row["backend"] != card["backend"]
+            for card in cards
+        )
+        if row["kind"] == "gpu" and row not in remote and not twice:
+            cards.append(row)
+    integrated = [row for row in rows if row["kind"] == "igpu"]
+    integrated = [row for row in integrated if row["backend"] == integrated[0]["backend"]]
+    return [*remote, *(cards or integrated)]
 
 
 def _device(row: Mapping[str, Any], chip: str) -> Device:
@@ -434,8 +455,16 @@ def _pci_gpus(system: System) -> Iterator[tuple[str, str]]:
             at = f"/sys/bus/pci/devices/{device.name}"
             vendor = _VENDORS.get(system.read(f"{at}/vendor").strip())
             display = system.read(f"{at}/class").startswith("0x03")
-            if vendor and display and (vendor != "Intel" or device.name != _INTEGRATED_INTEL):
+            if vendor and display and not _integrated(system, vendor, at):
                 yield vendor, at
+
+
+def _integrated(system: System, vendor: str, at: str) -> bool:
+    """A GPU in the processor, which reads the same memory and is hardly faster for it."""
+    if vendor == "Intel":
+        return at.endswith(_INTEGRATED_INTEL)
+    own = system.read(f"{at}/mem_info_vram_total").strip()  # of the amdgpu driver
+    return own.isdecimal() and int(own) < 4 * GiB
 
 
 def _advice(system: System, vendor: str) -> tuple[str, str, str]:

@@ -352,7 +352,6 @@ def _describe(case: Case, layout: Layout) -> Plan:
     yarn = None
     if is_qwq(info) and cache.n_ctx > NATIVE_CONTEXT and info.rope.scaling == "none":
         yarn = Yarn(YARN_FACTOR, NATIVE_CONTEXT)
-    several = len(case.devices) > 1 and layout.gpu_layers > 0
     unified = any(device.kind == "unified" for device in case.devices)
     in_ram = layout.start > 0 or layout.cpu_ffn > 0
     plan = Plan(
@@ -366,7 +365,7 @@ def _describe(case: Case, layout: Layout) -> Plan:
         gpu_layers=layout.gpu_layers,
         layers_total=case.total,
         cpu_ffn=tuple(range(layout.cpu_ffn)),
-        tensor_split=layout.counts if several else (),
+        tensor_split=_tensor_split(case, layout),
         mmap=not (unified and in_ram and layout.gpu_layers),
         yarn=yarn,
         devices=layout.shares,
@@ -378,6 +377,14 @@ def _describe(case: Case, layout: Layout) -> Plan:
         reasons=tuple(_reasons(case, layout, plan)),
         warnings=tuple(_warnings(case, plan)),
     )
+
+
+def _tensor_split(case: Case, layout: Layout) -> tuple[int, ...]:
+    """Layers of every device that llama.cpp has, also of those that get none."""
+    if len(case.machine.devices) < 2 or not layout.gpu_layers:
+        return ()
+    counts = dict(zip((device.name for device in case.devices), layout.counts, strict=True))
+    return tuple(counts.get(device.name, 0) for device in case.machine.devices)
 
 
 def _reasons(case: Case, layout: Layout, plan: Plan) -> Iterator[str]:
@@ -401,9 +408,8 @@ def _why_layers(case: Case, layout: Layout, plan: Plan) -> str:
     if plan.cpu_ffn:
         return _why_ffn(case, layout, plan, names)
     if plan.gpu_layers == plan.layers_total:
-        spread = (
-            f", {' + '.join(map(str, layout.counts))} by free memory" if plan.tensor_split else ""
-        )
+        counts = " + ".join(map(str, filter(None, layout.counts)))
+        spread = f", {counts} by free memory" if "+" in counts else ""
         return f"All {plan.layers_total} layers fit on {names}{spread}."
     return (
         f"{plan.gpu_layers} of {plan.layers_total} layers fit on {names}; the rest is in RAM, which"
@@ -454,6 +460,8 @@ def _why_context(case: Case, plan: Plan) -> str:
         return (
             f"{text}: {native if goal < NATIVE_CONTEXT or is_qwq(case.info) else 'room to think'}."
         )
+    if not case.devices:
+        return f"{text}: the most that fits."
     if plan.n_ctx > enough:
         return f"{text}: the most that leaves all layers where they are."
     if plan.n_ctx == enough:

@@ -334,8 +334,31 @@ def test_memory_of_its_own_or_shared(tmp_path: Path) -> None:
     igpu = {**CUDA_ROW, "name": "Vulkan0", "backend": "Vulkan", "kind": "igpu"}
     rpc = {**CUDA_ROW, "name": "RPC0", "backend": "RPC[10.0.0.2:50052]", "description": "10.0.0.2"}
     machine = probe(saying(MTL_ROW, igpu, rpc), linux(tmp_path, {}))
-    assert [device.kind for device in machine.devices] == ["unified", "unified", "remote"]
-    assert machine.devices[2].bandwidth is None
+    assert [device.kind for device in machine.devices] == ["remote", "unified"]
+    assert machine.devices[0].bandwidth is None
+    assert probe(saying(igpu), linux(tmp_path, {})).devices[0].kind == "unified"
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        (["CUDA0", "CUDA1", "RPC0"], ["RPC0", "CUDA0", "CUDA1"]),  # the network comes first
+        (["CUDA0", "Vulkan0"], ["CUDA0"]),  # one card, seen by two backends
+        (["CUDA0", "igpu0"], ["CUDA0"]),  # an integrated GPU is left out beside a card
+        (["igpu0", "RPC0"], ["RPC0", "igpu0"]),  # but not beside a server
+        (["igpu0", "igpu1"], ["igpu0", "igpu1"]),
+        ([], []),
+    ],
+)
+def test_devices_in_llama_cpps_order(tmp_path: Path, rows: list[str], names: list[str]) -> None:
+    """A tensor split goes by llama.cpp's own list of devices, so ours is the same."""
+    kinds = {"igpu": {"kind": "igpu", "description": "AMD Radeon 780M", "backend": "Vulkan"}}
+    given = [
+        {**CUDA_ROW, "backend": name[:-1], "name": name, **kinds.get(name[:-1], {})}
+        for name in rows
+    ]
+    found = probe(saying(*given), linux(tmp_path, {})).devices
+    assert [device.name for device in found] == names
 
 
 @pytest.mark.parametrize(
@@ -396,6 +419,10 @@ def test_a_gpu_that_this_build_cannot_use(
     [
         {},
         gpu("0x8086", at="0000:00:02.0"),  # an integrated Intel GPU reads the same memory
+        {  # an integrated AMD GPU has a little memory of its own
+            **gpu("0x1002", at="0000:0b:00.0"),
+            "sys/bus/pci/devices/0000:0b:00.0/mem_info_vram_total": f"{GiB // 2}\n",
+        },
         gpu("0x10de", "0x040300"),  # the sound of a graphics card
         gpu("0x1234"),  # the picture of a virtual machine
         {"dev/dxg": ""},  # WSL without an NVIDIA card

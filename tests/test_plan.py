@@ -314,6 +314,15 @@ def test_a_device_without_memory_gets_nothing() -> None:
     assert any("does not say" in warning for warning in plan.warnings)
 
 
+def test_a_silent_device_keeps_its_place_in_the_split() -> None:
+    """llama.cpp would give a device without memory layers of its own accord; a 0 forbids it."""
+    silent = replace(card(0, 24 * GiB), free_bytes=0)
+    here = replace(known_machine("3090"), devices=(silent, card(1, 24 * GiB)))
+    plan = make_plan(Q4, here)
+    assert plan.tensor_split == (0, 65)
+    assert "by free memory" not in plan.reasons[0]
+
+
 def test_an_unused_gpu_is_named_in_the_plan() -> None:
     """Nobody runs on the CPU without being told which GPU lies idle and what to type."""
     unused = (Unused("NVIDIA GeForce RTX 3090", "pip install something", "nvidia-smi"),)
