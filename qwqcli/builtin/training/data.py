@@ -215,9 +215,8 @@ def chain(rng: Random, lang: str, short: bool) -> Item:
     stop = "。" if lang == "zh" else "."
     answer = f"{a} {_OPS[ops[0]][0]} {b} {_OPS[ops[1]][0]} {c} = **{last}**{stop}"
     keys: tuple[Key, ...] = (("chain", a, b, c, *ops), (ops[0], a, b), (ops[1], first, c))
-    return Item(
-        "chain", lang, _ask(p.CHAIN, lang, rng, e=f"{a}{s1}{b}{s2}{c}"), think, answer, keys
-    )
+    user = _ask(p.CHAIN, lang, rng, e=f"{a}{s1}{b}{s2}{c}")
+    return Item("chain", lang, user, think, answer, keys)
 
 
 # --- comparison ----------------------------------------------------------------------------------
@@ -336,24 +335,12 @@ def count(rng: Random, lang: str, short: bool) -> Item:
         stop = "个字母。" if lang == "zh" else "letters."
         middle = "有" if lang == "zh" else "has"
         answer = f'"{word}" {middle} **{len(word)}** {stop}'
-        return Item(
-            "count",
-            lang,
-            _ask(p.COUNT_ALL, lang, rng, q=q),
-            traces.count_all(word, w),
-            answer,
-            keys,
-        )
+        user = _ask(p.COUNT_ALL, lang, rng, q=q)
+        return Item("count", lang, user, traces.count_all(word, w), answer, keys)
     letter = _letter(word, rng)
     user = _ask(p.COUNT, lang, rng, q=q, l=_case(letter, rng), c=_letter_form(letter, rng))
-    return Item(
-        "count",
-        lang,
-        user,
-        traces.count_letter(word, letter, w),
-        counted_answer(word, letter, lang),
-        keys,
-    )
+    think, answer = traces.count_letter(word, letter, w), counted_answer(word, letter, lang)
+    return Item("count", lang, user, think, answer, keys)
 
 
 def _case(letter: str, rng: Random) -> str:
@@ -384,8 +371,8 @@ def _result(item: Item) -> int | None:
     return int(text) if text.isdigit() and int(text) <= 9999 else None
 
 
-def _follow_number(op: str, before: int, rng: Random) -> int | None:
-    """Choose the new number of a follow-up, or None where the operation does not fit."""
+def _follow_number(op: str, before: int, rng: Random) -> int:
+    """Choose the number that a follow-up brings in."""
     if op == "mul":
         return rng.randint(0, 9) if before > 99 else number(rng, rng.randint(1, 2))
     if op == "double":
@@ -393,11 +380,8 @@ def _follow_number(op: str, before: int, rng: Random) -> int | None:
     if op == "triple":
         return 3
     if op in ("cmp", "less"):
-        return (
-            max(0, before + rng.randint(-20, 20))
-            if rng.random() < 0.3
-            else number(rng, rng.randint(1, 4))
-        )
+        near = max(0, before + rng.randint(-20, 20))
+        return near if rng.random() < 0.3 else number(rng, rng.randint(1, 4))
     top = number(rng, rng.choices((1, 2, 3, 4), (40, 40, 12, 8))[0])
     return min(top, before) if op == "sub" and rng.random() < 0.85 else top
 
@@ -408,8 +392,6 @@ def _follow_on(before: Item, rng: Random, lang: str) -> Item | None:
         return None
     op, template = rng.choice(p.FOLLOW[lang])
     n = _follow_number(op, start, rng)
-    if n is None:
-        return None
     user = vary(template.format(n=n), lang, rng)
     history = (*before.history, (before.user, before.answer))
     w = WORDINGS[lang]
@@ -417,10 +399,11 @@ def _follow_on(before: Item, rng: Random, lang: str) -> Item | None:
     if op in ("cmp", "less"):
         x, y = str(start), str(n)
         think, answer = _comparison(x, y, ">" if op == "cmp" else "<", lang, rng)
-        return Item("follow", lang, user, said + think, answer, (("cmp", x, y),), history)
+        keys: tuple[Key, ...] = (("cmp", x, y), *before.keys)
+        return Item("follow", lang, user, said + think, answer, keys, history)
     op = {"double": "add", "triple": "mul"}.get(op, op)
     think = said + _TRACES[op](start, n, w, _slip(rng))
-    keys = sub_problems(op, start, n)
+    keys = (*sub_problems(op, start, n), *before.keys)
     return Item("follow", lang, user, think, _equation(op, start, n, lang), keys, history)
 
 
@@ -725,9 +708,8 @@ def _with_history(item: Item, rng: Random) -> Item:
     turns = []
     for _ in range(rng.choices((1, 2, 3, 6, 16), (58, 25, 10, 5, 2))[0]):
         task = rng.choice(("add", "sub", "mul", "cmp", "count", "unknown", "chat"))
-        other = make(
-            task, rng, test=False, short=True, lang=item.lang if rng.random() < 0.7 else ""
-        )
+        lang = item.lang if rng.random() < 0.7 else ""
+        other = make(task, rng, test=False, short=True, lang=lang)
         if len(other.user) < 200:
             turns.append((other.user, other.answer))
     return replace(item, history=tuple(turns) + item.history)
