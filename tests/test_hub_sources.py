@@ -317,6 +317,27 @@ def test_a_header_survives_a_bad_connection(world: World) -> None:
     assert hub.header(hub.choose("a/b")).n_vocab == 20_000
 
 
+def test_a_header_that_promises_more_than_the_file_has_is_refused(world: World) -> None:
+    """20 GB that cannot be whole are not worth downloading."""
+    data = gguf_bytes(qwq_metadata(vocab=2048), [Tensor("token_embd.weight", (64, 64))])
+    world.server.add("a/b", {"m-Q4_K_M.gguf": data[:-100]})
+    hub = world.hub()
+    with pytest.raises(BadFile, match="its header speaks of"):
+        hub.header(hub.choose("a/b"))
+
+
+def test_a_short_header_needs_no_ranges(world: World) -> None:
+    """From a server without ranges the first bytes do; gated files are said to be gated."""
+    data = gguf_bytes(qwq_metadata(vocab=2048), [Tensor("token_embd.weight", (64, 64))])
+    world.server.add("a/b", {"m-Q4_K_M.gguf": data})
+    world.server.faults = [Fault(no_ranges=True)]
+    hub = world.hub()
+    assert hub.header(hub.choose("a/b")).n_vocab == 2048
+    world.server.repos["a/b"].gated = True
+    with pytest.raises(UsageError, match="conditions"):
+        hub.header(hub.choose("a/b"))
+
+
 def test_the_headers_of_all_parts_make_one_model(world: World, tmp_path: Path) -> None:
     """A split model is described as a whole."""
     tensors = [Tensor(f"blk.{n}.ffn_up.weight", (32, 32)) for n in range(4)]

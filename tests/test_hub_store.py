@@ -157,6 +157,42 @@ def test_the_list_has_ours_and_theirs(world: World) -> None:
     assert others[1].quantization == "Q8_0"
 
 
+def test_a_pulled_model_is_found_by_any_of_its_names(world: World) -> None:
+    """By quantization, repository and file, whatever the capitals; another one is not."""
+    world.server.add("a/b", {"m-Q8_0.gguf": b"GGUF"})
+    (path,) = world.pulled("a/b:q8_0").paths
+    hub = world.hub()
+    for text in ("a/b", "A/B:Q8_0", "a/b:q8_0", "a/b:m-Q8_0.gguf", "hf.co/a/b/m-Q8_0.gguf"):
+        found = hub.find(text)
+        assert found is not None, text
+        assert found.paths == (path,)
+    for text in ("q8_0", "", "a/b:q4_0", "a/b:x.gguf", "b/b"):  # a bare one means QwQ-32B
+        assert hub.find(text) is None, text
+
+
+def test_lm_studio_may_have_moved(world: World, tmp_path: Path) -> None:
+    """Its pointer file and its settings say where the models are."""
+    put(world.home / ".lmstudio-home-pointer", f"{tmp_path}/studio\n".encode())
+    put(
+        tmp_path / "studio" / "settings.json",
+        json.dumps({"downloadsFolder": str(tmp_path / "moved")}).encode(),
+    )
+    put(tmp_path / "moved/a/b/x.gguf", world.data)
+    assert world.pulled().how == "linked"
+
+
+def test_a_damaged_manifest_of_ollama_is_passed_over(world: World) -> None:
+    """Another tool's files are read as what they are: a stranger's."""
+    manifests = world.home / "ollama/manifests/registry.ollama.ai/library/m"
+    for name, text in (
+        ("a", "["), ("b", "{}"), ("c", '{"layers": [3]}'),
+        ("d", '{"layers": [{"mediaType": "application/vnd.ollama.image.model",'
+              ' "digest": "sha256:../../x"}]}'),
+    ):  # fmt: skip
+        put(manifests / name, text.encode())
+    assert world.hub().models() == ()
+
+
 def test_removing_frees_the_disk_and_leaves_no_trace(world: World) -> None:
     """File, names and empty folders go, and what was freed is said."""
     world.pull()

@@ -13,7 +13,6 @@ import contextlib
 import functools
 import json
 import os
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -134,6 +133,8 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
         pass
+    import subprocess
+
     try:
         command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]  # macOS
         return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
