@@ -7,6 +7,8 @@ kept and the next pull goes on there. Closing the iterator stops it at once. No 
 name before its sha256 is right.
 Limits: GGUF files that have a published sha256; POSIX.
 Non-goals: choosing for the machine (the planner's), drawing progress, asking questions.
+Inside, each knowing only those before it: events · web (HTTP) · sources (names to offers) · spans
+(what is on disk) · store (places and locks) · transfer (bytes) · reuse · library · remote.
 """
 
 from __future__ import annotations
