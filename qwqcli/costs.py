@@ -50,14 +50,12 @@ def padded_context(n_ctx: int) -> int:
 def kv_bytes(info: ModelInfo, cache: Cache) -> tuple[int, ...]:
     """KV cache of each layer: a row of K and one of V for every token."""
     tokens = padded_context(cache.n_ctx)
-    return tuple(
-        tokens
-        * (
-            row_bytes(heads * info.head_dim_k, cache.type_k)
-            + row_bytes(heads * info.head_dim_v, cache.type_v)
-        )
-        for heads in info.n_head_kv
-    )
+    rows = {
+        heads: row_bytes(heads * info.head_dim_k, cache.type_k)
+        + row_bytes(heads * info.head_dim_v, cache.type_v)
+        for heads in set(info.n_head_kv)
+    }
+    return tuple(tokens * rows[heads] for heads in info.n_head_kv)
 
 
 def row_bytes(n: int, kv: KV) -> int:

@@ -114,7 +114,7 @@ def look(environ: Mapping[str, str], out: Output, rpc: str | None = None) -> See
         terminal=out.terminal,
         live=out.live,
         colour=out.colour,
-        best=recommended(options(machine, Want())),
+        best=recommended(options(machine, Want(), explained=False)),
     )
 
 

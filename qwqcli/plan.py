@@ -119,11 +119,12 @@ def make_plan(
     return plan
 
 
-def _first_fit(case: Case) -> Plan | None:
+def _first_fit(case: Case, explained: bool = True) -> Plan | None:
+    """The plan by the first stage that fits; its reasons take as long as finding it."""
     for stage in _stages(case):
         layout = _search(case, stage)
         if layout is not None:
-            return _describe(case, layout)
+            return _describe(case, layout, explained)
     return None
 
 
@@ -344,7 +345,7 @@ def _host_caches(case: Case, kv: KV, n_ctx: int) -> Iterator[Cache]:
 _COMPUTE = "The compute buffer"
 
 
-def _describe(case: Case, layout: Layout) -> Plan:
+def _describe(case: Case, layout: Layout, explained: bool) -> Plan:
     info, cache, want = case.info, layout.cache, case.want
     flash: FlashAttn = "off"
     if cache.flash_attn:
@@ -372,6 +373,8 @@ def _describe(case: Case, layout: Layout) -> Plan:
         predicted=layout.predicted,
         compute_source="closed form" if costs.known_architecture(info) else "estimate",
     )
+    if not explained:
+        return plan
     return replace(
         plan,
         reasons=tuple(_reasons(case, layout, plan)),
@@ -555,9 +558,8 @@ def _wired(case: Case, plan: Plan) -> Iterator[str]:
         return
     raised = replace(metal[0], free_bytes=most, total_bytes=most)
     machine = replace(case.machine, devices=(raised,))
-    try:
-        better = make_plan(case.info, machine, case.want)
-    except NoRoom:
+    better = _first_fit(replace(case, machine=machine), explained=False)
+    if better is None:
         return
     if (better.whole_layers, better.n_ctx) <= (plan.whole_layers, plan.n_ctx):
         return
@@ -592,7 +594,7 @@ def _smaller(case: Case) -> str:
     if case.want.gpu_layers:
         return f"--gpu-layers {_most_layers(case)} is the most that fits; or leave it out"
     if is_qwq(case.info):
-        name = recommended(options(case.machine, case.want))
+        name = recommended(options(case.machine, case.want, explained=False))
         if name and quants.BY_NAME[name].file_bytes < case.info.file_bytes:
             return f"qwq plan {name}"
     if case.want.n_ctx is not None and case.want.n_ctx > LEAST_CONTEXT:
@@ -605,7 +607,8 @@ def _most_layers(case: Case) -> int:
     low, high = 0, case.want.gpu_layers or 0
     while high - low > 1:
         middle = (low + high) // 2
-        fits = _first_fit(replace(case, want=replace(case.want, gpu_layers=middle)))
+        wanted = replace(case, want=replace(case.want, gpu_layers=middle))
+        fits = _first_fit(wanted, explained=False)
         low, high = (middle, high) if fits else (low, middle)
     return low
 
@@ -636,13 +639,13 @@ class Option:
         return plan.whole_layers == plan.layers_total
 
 
-def options(machine: Machine, want: Want) -> list[Option]:
-    """Every quantization of QwQ-32B with its plan, the largest first."""
+def options(machine: Machine, want: Want, *, explained: bool = True) -> list[Option]:
+    """Every quantization of QwQ-32B with its plan, the largest first; with reasons or without."""
     found = []
     for quant in quants.QUANTS:
         case = Case(quants.model_info(quant), machine, want)
         _check(case)
-        found.append(Option(quant, _first_fit(case)))
+        found.append(Option(quant, _first_fit(case, explained)))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -582,12 +583,14 @@ def test_buffers_belong_to_their_device(name: str, buffer: str) -> None:
     assert [share.compute_bytes for share in exact.devices] == [123 * MiB, 0]
 
 
-def test_planning_is_quick() -> None:
-    """A plan takes well under 0.1 s, also where much must be tried."""
-    here = machine("16G+16G")
-    began = time.perf_counter()
-    make_plan(Q4, here)
-    assert time.perf_counter() - began < 0.1
+@pytest.mark.parametrize("name", ["mac-mini-16", "mac-mini-32", "4070", "16G+16G", "cpu-16"])
+def test_planning_is_quick(name: str) -> None:
+    """A plan, or the advice where nothing fits, takes less than 0.1 s of computing."""
+    here = machine(name)
+    began = time.process_time()  # not the clock: a busy machine would be judged, not the plan
+    with contextlib.suppress(NoRoom):
+        make_plan(Q4, here)
+    assert time.process_time() - began < 0.1
 
 
 @pytest.mark.parametrize(
