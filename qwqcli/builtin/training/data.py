@@ -12,10 +12,12 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from random import Random
 
 from . import phrases as p
 from . import traces
+from .tokenizer import Tokenizer
 from .traces import WORDINGS
 
 LANGS = ("en", "zh")
@@ -289,13 +291,26 @@ def _comparison(x: str, y: str, asked: bool | str, lang: str, rng: Random) -> tu
 # --- letters -------------------------------------------------------------------------------------
 
 
+@lru_cache
+def _beginnings() -> list[str]:
+    """Return the beginnings of words that the tokenizer has as one token of several letters.
+
+    Held-out words begin with them, and how such a token is spelled has to be seen somewhere.
+    """
+    texts = (piece.decode("utf-8", "replace").strip() for piece in Tokenizer.load().pieces)
+    return sorted({t.lower() for t in texts if len(t) > 1 and t.isascii() and t.isalpha()})
+
+
 def a_word(rng: Random, short: bool) -> str:
     """Return an English word, a pronounceable one, or a string of letters (often repeated)."""
     kind, top = rng.random(), 6 if short else 13
-    if kind < 0.55:
+    syllables = [rng.choice(p.SYLLABLES) for _ in range(rng.randint(1, 5))]
+    if kind < 0.45:
         word = rng.choice(p.WORDS)
-    elif kind < 0.85:
-        word = "".join(rng.choice(p.SYLLABLES) for _ in range(rng.randint(1, 5)))
+    elif kind < 0.65:
+        word = "".join(syllables)
+    elif kind < 0.88:
+        word = rng.choice(_beginnings()) + "".join(syllables[:3])
     else:
         few = rng.sample("abcdefghijklmnopqrstuvwxyz", rng.randint(2, 26))
         word = "".join(rng.choice(few) for _ in range(rng.randint(3, 10)))
@@ -667,15 +682,15 @@ EARLY_MIX = {
     "chat": 2,
 }
 MIX = {
-    "add": 11,
-    "sub": 13,
-    "mul": 12,
-    "chain": 4,
-    "cmp": 16,
-    "count": 15,
-    "spell": 3,
-    "follow": 10,
-    "unknown": 16,
+    "add": 7,
+    "sub": 8,
+    "mul": 9,
+    "chain": 3,
+    "cmp": 20,
+    "count": 25,
+    "spell": 4,
+    "follow": 8,
+    "unknown": 14,
     "chat": 2,
 }
 

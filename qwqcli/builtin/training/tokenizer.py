@@ -3,20 +3,16 @@
 Token ids 0-255 are the raw bytes, then come the merges in order, then the special tokens.
 Merges only ever lengthen a token from its left end, and only tokens that begin with a space,
 a capital, a mark or a CJK character: letters inside a word stay single tokens, which is what
-spelling and counting need. `merges.txt` holds the pairs; `python -m ...tokenizer` makes it anew.
+spelling and counting need. `merges.txt` holds the pairs, `merges.py` made it.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
-from collections import Counter
-from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from random import Random
 
 SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>",
@@ -32,7 +28,7 @@ _WORD = re.compile(r"[^nLN]?L+|N| ?p+n*|[ sn]*n+|[ sn]+(?![^ sn])|[ sn]+")
 _SPACES = "\t\x0b\x0c\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     chr(c) for c in range(0x2000, 0x200B)
 )
-_SPECIAL_PATTERN = re.compile("(" + "|".join(re.escape(s) for s in SPECIALS) + ")")
+SPECIAL_PATTERN = re.compile("(" + "|".join(re.escape(s) for s in SPECIALS) + ")")
 
 
 @lru_cache(maxsize=20_000)
@@ -96,7 +92,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; special tokens are recognised by their names."""
         out: list[int] = []
-        for piece in _SPECIAL_PATTERN.split(text):
+        for piece in SPECIAL_PATTERN.split(text):
             if piece in self.specials:
                 out.append(self.specials[piece])
             else:
@@ -109,51 +105,3 @@ class Tokenizer:
         names = {i: s.encode() for s, i in self.specials.items()}
         raw = b"".join(self.pieces[i] if i < len(self.pieces) else names[i] for i in ids)
         return raw.decode("utf-8", "replace")
-
-
-def _units(word: str) -> list[str]:
-    """Split a pre-token into what may become one token: CJK characters, marked words, marks."""
-    if any(ord(c) > 0x2E7F for c in word):
-        return [c for c in word if ord(c) > 0x2E7F]
-    starts_plain = word[0].islower() or word[0].isdigit() or word[0] in "'\""
-    return [] if len(word) < 2 or starts_plain else [word]
-
-
-def learn_merges(texts: list[str]) -> list[tuple[bytes, bytes]]:
-    """Choose the units that save the most tokens and return the merges that build them."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        for piece in _SPECIAL_PATTERN.split(text)[::2]:
-            for word in split_words(piece):
-                counts.update(_units(word))
-    saved = sorted(counts, key=lambda u: (-counts[u] * (len(u.encode()) - 1), u))
-    merges: dict[tuple[bytes, bytes], None] = {}
-    for letter in "abcdefghijklmnopqrstuvwxyz":
-        merges[(b" ", letter.encode())] = None
-    for unit in saved:
-        raw = unit.encode()
-        chain = [(raw[:i], raw[i : i + 1]) for i in range(1, len(raw))]
-        fresh = [pair for pair in chain if pair not in merges]
-        if counts[unit] > 1 and len(merges) + len(fresh) <= MERGES:
-            merges.update(dict.fromkeys(fresh))
-    return list(merges)
-
-
-def main(seed: int = 1, size: int = 30_000) -> None:
-    """Learn the merges from generated conversations and write `merges.txt`."""
-    from . import data
-    from .traces import strip_marks
-
-    rng, texts = Random(seed), []
-    for _ in range(size):
-        item = data.training_item(rng, data.MIX)
-        if len(item.user) < 300:
-            text = data.render_prompt(replace(item, system="")) + data.render_target(item)
-            texts.append(strip_marks(text))
-    merges = learn_merges(texts)
-    MERGES_FILE.write_text("".join(f"{a.hex()} {b.hex()}\n" for a, b in merges))
-    sys.stdout.write(f"{len(merges)} merges of {MERGES}\n")
-
-
-if __name__ == "__main__":
-    main()
