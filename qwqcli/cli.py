@@ -16,7 +16,7 @@ from typing import Annotated, Any, BinaryIO, TextIO
 
 import typer
 
-from qwqcli import __version__, catalog, config
+from qwqcli import __version__, catalog, config, quants
 from qwqcli.engine.process import ProcessEngine, open_engine
 from qwqcli.errors import INTERRUPTED, ClosedPipe, QwqError, UsageError
 from qwqcli.gguf import read_file_header
@@ -257,7 +257,7 @@ def check_model(settings: config.Settings, force: bool) -> catalog.ModelRef:
             f" {settings.ctx:,}.",
             f"Try --ctx {header.n_ctx_train}",
         )
-    if settings.sampling.greedy and catalog.is_qwq(header, ref.path) and not force:
+    if settings.sampling.greedy and quants.is_qwq(header, ref.path.name) and not force:
         raise UsageError(
             "QwQ must not be decoded greedily: its makers warn that it then repeats itself"
             " without end.",

@@ -2,7 +2,7 @@
 
 All of them are small, frozen and free of behaviour beyond arithmetic on their own fields.
 A reply is an iterator of events: Loading*, Loaded once, Prompting*, Reasoning*, Answer*, one Done
-at the end, with a Notice wherever something had to be said. `Done` always comes, also after a cancel.
+at the end, and a Notice wherever something had to be said. Done also comes after a cancel.
 """
 
 from __future__ import annotations

@@ -167,20 +167,14 @@ def _with_compute(plan: Plan, compute: Mapping[str, int]) -> Plan:
 # --- wishes ------------------------------------------------------------------------------------
 
 
-def is_qwq(info: ModelInfo) -> bool:
-    """Whether this is QwQ-32B, which we know by heart."""
-    named = "qwq" in f"{info.name} {info.basename}".lower()
-    return named and info.architecture == "qwen2" and info.n_embd == quants.N_EMBD
-
-
 def thinks(info: ModelInfo) -> bool:
     """Whether this is a reasoning model, by its chat template if there is one."""
-    return is_qwq(info) or "<think>" in (info.chat_template or "")
+    return quants.is_qwq(info) or "<think>" in (info.chat_template or "")
 
 
 def native_context(info: ModelInfo) -> int:
     """Tokens that the model handles without rope scaling; 0 if the file does not say."""
-    return min(info.n_ctx_train, NATIVE_CONTEXT) if is_qwq(info) else info.n_ctx_train
+    return min(info.n_ctx_train, NATIVE_CONTEXT) if quants.is_qwq(info) else info.n_ctx_train
 
 
 def _check(case: Case) -> None:
@@ -351,7 +345,7 @@ def _describe(case: Case, layout: Layout, explained: bool) -> Plan:
     if cache.flash_attn:
         flash = "on" if cache.type_v != "f16" or want.flash_attn == "on" else "auto"
     yarn = None
-    if is_qwq(info) and cache.n_ctx > NATIVE_CONTEXT and info.rope.scaling == "none":
+    if quants.is_qwq(info) and cache.n_ctx > NATIVE_CONTEXT and info.rope.scaling == "none":
         yarn = Yarn(YARN_FACTOR, NATIVE_CONTEXT)
     unified = any(device.kind == "unified" for device in case.devices)
     in_ram = layout.start > 0 or layout.cpu_ffn > 0
@@ -459,10 +453,9 @@ def _why_context(case: Case, plan: Plan) -> str:
     if case.want.n_ctx is not None:
         return f"{text}, as asked."
     if plan.n_ctx == goal:
-        native = "what the model handles without rope scaling"
-        return (
-            f"{text}: {native if goal < NATIVE_CONTEXT or is_qwq(case.info) else 'room to think'}."
-        )
+        native = goal < NATIVE_CONTEXT or quants.is_qwq(case.info)
+        why = "what the model handles without rope scaling" if native else "room to think"
+        return f"{text}: {why}."
     if not case.devices:
         return f"{text}: the most that fits."
     if plan.n_ctx > enough:
@@ -593,7 +586,7 @@ def _smaller(case: Case) -> str:
     """What to type instead: fewer layers, another quantization of QwQ-32B, less context."""
     if case.want.gpu_layers:
         return f"--gpu-layers {_most_layers(case)} is the most that fits; or leave it out"
-    if is_qwq(case.info):
+    if quants.is_qwq(case.info):
         name = recommended(options(case.machine, case.want, explained=False))
         if name and quants.BY_NAME[name].file_bytes < case.info.file_bytes:
             return f"qwq plan {name}"

@@ -84,6 +84,12 @@ QUANTS: tuple[Quant, ...] = (
 BY_NAME = {quant.name: quant for quant in QUANTS}
 
 
+def is_qwq(info: ModelInfo, file_name: str = "") -> bool:
+    """Whether this is QwQ-32B, which we know by heart; files do not always say their name."""
+    named = "qwq" in f"{info.name} {info.basename} {file_name}".lower()
+    return named and info.architecture == "qwen2" and info.n_embd == N_EMBD
+
+
 def model_info(quant: Quant) -> ModelInfo:
     """What the header of QwQ-32B in this quantization says."""
     embedding = _bytes(EMBEDDING_WEIGHTS, quant.embedding)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qwqcli import errors, repl
+from qwqcli import errors, hardware, repl
 from qwqcli.config import Settings, apply, read_file
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +71,12 @@ def test_chat_commands_are_all_told() -> None:
     """README's table of the chat names every command of its command table."""
     for command in repl.COMMANDS:
         assert f"`/{command.name}" in README or f"/{command.name} " in README, command.name
+
+
+def test_install_lines_are_the_doctors() -> None:
+    """README gives the same install lines as `qwq doctor`."""
+    told = dict(re.findall(r"^\| ([^|`]+) \| `([^`]*pip install[^`]*)` \|$", README, re.MULTILINE))
+    assert told == hardware.INSTALL
 
 
 def test_links_lead_somewhere() -> None:
