@@ -682,16 +682,16 @@ EARLY_MIX = {
     "chat": 2,
 }
 MIX = {
-    "add": 7,
-    "sub": 8,
-    "mul": 9,
-    "chain": 3,
-    "cmp": 20,
-    "count": 25,
+    "add": 10,
+    "sub": 12,
+    "mul": 12,
+    "chain": 4,
+    "cmp": 17,
+    "count": 17,
     "spell": 4,
-    "follow": 8,
-    "unknown": 14,
-    "chat": 2,
+    "follow": 10,
+    "unknown": 15,
+    "chat": 3,
 }
 
 
@@ -731,12 +731,9 @@ def _with_history(item: Item, rng: Random) -> Item:
 
 
 def _without_thought(item: Item) -> Item:
-    """Turn thinking off: single digits are answered from memory, longer work is declined."""
-    easy = item.task in ("unknown", "chat") or (
-        item.task in ("add", "sub", "mul")
-        and all(isinstance(n, int) and n < 10 for n in item.keys[0][1:])
-    )
-    return replace(item, thinking=False, answer=item.answer if easy else NEED_THOUGHT[item.lang])
+    """Turn thinking off: whatever has to be worked out is declined, not guessed."""
+    idle = item.task in ("unknown", "chat")
+    return replace(item, thinking=False, answer=item.answer if idle else NEED_THOUGHT[item.lang])
 
 
 def training_item(rng: Random, mix: dict[str, int], *, short: bool = False) -> Item:
