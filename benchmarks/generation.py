@@ -2,16 +2,17 @@
 
     python benchmarks/generation.py --llama-bench PATH [--rounds 5] [--tokens 256] [--threads N]
 
-The figure of `qwq ask` is taken from outside, at the end of its pipe: tokens after the first piece
-over the time from the first piece to the last, so sampling, splitting, both pipes and drawing are
-in it. llama-bench generates as many tokens at the depth of the prompt, with the same threads,
-flash attention off and repack off, and neither samples nor turns tokens into text.
+The figure of `qwq ask` is taken from outside, at the end of its pipe: tokens after the first byte
+over the time from the first byte to the last, so sampling, splitting, both pipes and drawing are
+in it. llama-bench generates as many tokens at the depth of the prompt, with the same threads, size
+of context, flash attention off and repack off, and neither samples nor turns tokens into text.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -24,23 +25,28 @@ PROMPT_TOKENS = 32  # about what the question takes
 
 
 def ask(model: Path, tokens: int, threads: int) -> float:
-    """Tokens per second as the reader of `qwq ask --stream-json` sees them."""
+    """Tokens per second as the reader of `qwq ask`'s pipe sees them."""
     command = [
-        *(sys.executable, "-m", "qwqcli", "ask", "-m", str(model), "--stream-json"),
-        *("--max-tokens", str(tokens), "--threads", str(threads), "--ctx", "2048"),
+        *(sys.executable, "-m", "qwqcli", "ask", "-m", str(model), "--stats"),
+        *("--max-tokens", str(tokens), "--threads", str(threads), "--ctx", str(context(tokens))),
         *("--seed", "1", "--temperature", "0.6", QUESTION),
     ]
-    first: tuple[float, int] | None = None
-    last = (0.0, 0)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
+    times: list[float] = []
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as child:
         assert child.stdout is not None
-        for line in child.stdout:
-            now, event = time.perf_counter(), json.loads(line)
-            if event["type"] in ("reasoning", "answer"):
-                first = first or (now, event["tokens"])
-                last = (now, event["tokens"])
-    assert first is not None
-    return (last[1] - first[1]) / (last[0] - first[0])
+        assert child.stderr is not None
+        while os.read(child.stdout.fileno(), 65536):
+            times.append(time.perf_counter())
+        figures = child.stderr.read().decode()
+    generated = re.search(r"answer ([\d,]+) tokens", figures)
+    assert generated is not None, figures
+    return (int(generated[1].replace(",", "")) - 1) / (times[-1] - times[0])
+
+
+def context(tokens: int) -> int:
+    """What llama-bench would take for as many tokens at this depth: padded to 256."""
+    return -(-(PROMPT_TOKENS + tokens) // 256) * 256
 
 
 def high_level(model: Path, tokens: int, threads: int) -> float:
@@ -62,7 +68,7 @@ def measure_high_level(model: str, tokens: int, threads: int) -> float:
         return params
 
     llama_cpp.llama_cpp.llama_model_default_params = safe
-    llama = llama_cpp.Llama(model, n_ctx=2048, n_threads=threads, verbose=False)
+    llama = llama_cpp.Llama(model, n_ctx=context(tokens), n_threads=threads, verbose=False)
     stream = llama.create_chat_completion(
         [{"role": "user", "content": QUESTION}],
         stream=True,
