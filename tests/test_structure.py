@@ -51,6 +51,8 @@ OWNERS = {
     "prompt_toolkit": {"repl"},
     "typer": {"cli"},
     "markdown_it": {"markdown"},
+    "huggingface_hub": {"hub.sources"},
+    "filelock": {"hub.store"},
     "torch": set(),
 }
 
