@@ -25,7 +25,7 @@ from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-COLUMNS, ROWS = 84, 16
+COLUMNS, ROWS = 84, 19
 DIM = "7f848e"
 QUESTIONS = (
     "What is 47 + 86?",
