@@ -31,7 +31,7 @@ QUESTIONS = (
     "What is 47 + 86?",
     "And minus 33?",
     "How many r's are in strawberry?",
-    "12 × 7 等于多少？",
+    "48 × 76 等于多少？",
 )
 
 ANSI = "18 1a 1f e0 6c 75 98 c3 79 e5 c0 7b 61 af ef c6 78 dd 56 b6 c2 dc df e4"
@@ -65,7 +65,7 @@ class Terminal:
         environ = {**os.environ, "TERM": "xterm-256color", "QWQ_DATA_DIR": folder}
         self._child = pexpect.spawn(
             str(Path(sys.executable).with_name("qwq")),
-            ["chat", "--temperature", "0"],
+            ["chat", "--temperature", "0", "--threads", "1"],
             env=environ,
             dimensions=(ROWS, COLUMNS),
         )
