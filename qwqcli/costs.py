@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from qwqcli.config import KV
 from qwqcli.gguf import ModelInfo
 
-KV = Literal["f16", "q8_0", "q4_0"]
 KV_BLOCKS: dict[str, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
 
 KNOWN_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # plain attention and one dense FFN a layer

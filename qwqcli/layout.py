@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qwqcli import costs
-from qwqcli.costs import KV, Cache, Part
+from qwqcli.config import KV, FlashAttn
+from qwqcli.costs import Cache, Part
 from qwqcli.gguf import ModelInfo
 from qwqcli.hardware import Device, GiB, Machine
 
 Prefer = Literal["context", "speed", "quality"]
-FlashAttn = Literal["auto", "on", "off"]
 PREFERENCES: tuple[Prefer, ...] = ("context", "speed", "quality")
 
 MARGIN_BYTES = GiB  # llama.cpp's own fit keeps as much on each device

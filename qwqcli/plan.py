@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qwqcli import costs, quants
-from qwqcli.costs import KV, Cache
+from qwqcli.config import KV, FlashAttn
+from qwqcli.costs import Cache
 from qwqcli.errors import NoRoom, UsageError
 from qwqcli.gguf import ModelInfo
 from qwqcli.hardware import GiB, Machine, MiB
-from qwqcli.layout import Case, FlashAttn, Layout, Predicted, Share, Want, placed
+from qwqcli.layout import Case, Layout, Predicted, Share, Want, placed
 
 NATIVE_CONTEXT = 32_768  # of QwQ-32B without YaRN: "original_max_position_embeddings"
 YARN_FACTOR = 4.0  # QwQ's model card

@@ -13,11 +13,10 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar, cast, get_args
 
 from qwqcli import catalog, hardware, quants
-from qwqcli.config import nearest
-from qwqcli.costs import KV
+from qwqcli.config import KV, nearest
 from qwqcli.engine.probe import Probe
 from qwqcli.errors import EngineError, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
@@ -26,7 +25,7 @@ from qwqcli.layout import PREFERENCES, Want
 from qwqcli.plan import Option, Plan, corrected, make_plan, options
 
 Choice = TypeVar("Choice", bound=str)
-KV_TYPES: tuple[KV, ...] = ("f16", "q8_0", "q4_0")
+KV_TYPES: tuple[KV, ...] = get_args(KV)
 
 
 @dataclass(frozen=True, slots=True)

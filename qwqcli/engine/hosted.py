@@ -5,10 +5,9 @@ Runs in the engine's own process, which may ask llama.cpp for its devices at no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qwqcli import hardware
 from qwqcli.engine import EngineInfo, EngineSpec, native
@@ -51,7 +50,7 @@ def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
     if spec.rpc:
         native.add_rpc_device(spec.rpc)
     info = read_file_header(Path(spec.path))
-    machine = squeezed(hardware.probe(_devices), spec.squeeze)
+    machine = squeezed(hardware.probe(native.machine), spec.squeeze)
     want = Want(
         n_ctx=spec.n_ctx,
         kv=spec.kv,
@@ -80,11 +79,6 @@ def _plan(spec: EngineSpec, info: ModelInfo, machine: Machine, want: Want) -> Pl
     except QwqError:
         return plan  # the closed form is what is left; the load itself will tell
     return corrected(info, machine, want, plan, compute)
-
-
-def _devices() -> Mapping[str, Any]:
-    """What a probing child would say, asked in this process."""
-    return {"devices": [asdict(d) for d in native.devices()], "backends": native.backends()}
 
 
 def _notices(plan: Plan, info: EngineInfo) -> Iterator[str]:

@@ -12,7 +12,7 @@ import ctypes
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -362,6 +362,11 @@ def backends() -> list[str]:
     count = _must("ggml_backend_reg_count", ctypes.c_size_t)
     registry = _must("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
     return [_device_text("ggml_backend_reg_name", registry(index)) for index in range(count())]
+
+
+def machine() -> dict[str, Any]:
+    """Devices and backends as plain values: what `hardware.probe` takes for llama.cpp's answer."""
+    return {"devices": [asdict(device) for device in devices()], "backends": backends()}
 
 
 def _device_info(device: int) -> DeviceInfo:

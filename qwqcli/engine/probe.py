@@ -113,11 +113,11 @@ def _devices(native: Any, arguments: list[str]) -> dict[str, Any]:
     try:
         for endpoint in arguments:
             native.add_rpc_device(endpoint)
-        found = [_fields(device) for device in native.devices()]
+        found = native.machine()
     except QwqError as error:
         return {"error": error.message}
     seconds = round(time.perf_counter() - began, 3)
-    return {"devices": found, "backends": native.backends(), "seconds": seconds}
+    return {**found, "seconds": seconds}
 
 
 def _dry_load(native: Any, request: dict[str, Any]) -> dict[str, Any]:
@@ -128,11 +128,6 @@ def _dry_load(native: Any, request: dict[str, Any]) -> dict[str, Any]:
     except QwqError as error:
         return {"error": error.message}
     return {"compute": compute}
-
-
-def _fields(device: Any) -> dict[str, Any]:
-    names = ("name", "description", "backend", "kind", "free_bytes", "total_bytes")
-    return {name: getattr(device, name) for name in names}
 
 
 if __name__ == "__main__":
