@@ -28,7 +28,7 @@ from qwqcli.engine import EngineSpec, selfcheck
 from qwqcli.engine.probe import Probe
 from qwqcli.errors import QwqError
 from qwqcli.gguf import read_file_header
-from qwqcli.hardware import GiB, Machine
+from qwqcli.hardware import GiB, Machine, gib
 from qwqcli.layout import Want
 from qwqcli.plan import ACCEPTABLE_KLD, options, recommended
 from qwqcli.terminal import Output
@@ -195,7 +195,7 @@ def _check_built_in(seen: Seen) -> Check:
 def _check_gpus(seen: Seen) -> Iterator[Check]:
     """What the engine can use, and what the machine has beside that."""
     for device in seen.machine.devices:
-        room = f"{_gib(device.free_bytes)} of {_gib(device.total_bytes)} free"
+        room = f"{gib(device.free_bytes)} of {gib(device.total_bytes)} free"
         detail = f"{device.name}, {device.description}: {room}"
         if device.total_bytes and device.free_bytes < device.total_bytes // 2:
             yield Check("gpu", "warn", f"{detail}; another program uses it", _busy(device.backend))
@@ -215,7 +215,7 @@ def _busy(backend: str) -> str:
 
 def _check_memory(seen: Seen) -> Iterator[Check]:
     machine = seen.machine
-    free, total = _gib(machine.ram_free_bytes), _gib(machine.ram_total_bytes)
+    free, total = gib(machine.ram_free_bytes), gib(machine.ram_total_bytes)
     source = dict(machine.sources).get("RAM", "")
     detail = f"{free} of {total} free, by {source}"
     if machine.ram_free_bytes < LITTLE_RAM_BYTES and not machine.devices:
@@ -224,10 +224,10 @@ def _check_memory(seen: Seen) -> Iterator[Check]:
         yield Check("memory", "pass", detail)
     used = machine.swap_total_bytes - machine.swap_free_bytes
     if used > max(GiB, machine.swap_total_bytes // 2):
-        detail = f"{_gib(used)} of {_gib(machine.swap_total_bytes)} in use: this machine is short"
+        detail = f"{gib(used)} of {gib(machine.swap_total_bytes)} in use: this machine is short"
         yield Check("swap", "warn", detail, "Close other programs")
     else:
-        yield Check("swap", "pass", f"{_gib(machine.swap_total_bytes)}, {_gib(used)} in use")
+        yield Check("swap", "pass", f"{gib(machine.swap_total_bytes)}, {gib(used)} in use")
 
 
 def _check_disk(seen: Seen) -> Check:
@@ -343,7 +343,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / GiB:.1f} GiB"

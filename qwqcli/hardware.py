@@ -653,6 +653,11 @@ def _mac(name: str, kind: str, size: int) -> Machine:
 _UNITS = {"": GiB, "g": GiB, "gb": GiB, "gib": GiB, "m": MiB, "mb": MiB, "mib": MiB}
 
 
+def gib(n_bytes: int) -> str:
+    """`23.4 GiB`: memory as people read it."""
+    return f"{n_bytes / GiB:.1f} GiB"
+
+
 def parse_size(text: str, option: str, least: int = 256 * MiB) -> int:
     """Bytes of `24G`, `24`, `11.5GiB`, `8192M`; cards and RAM are sold in powers of two."""
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([a-z]*)", text.strip().lower())

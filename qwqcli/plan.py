@@ -22,7 +22,7 @@ from qwqcli.config import KV, FlashAttn
 from qwqcli.costs import Cache
 from qwqcli.errors import NoRoom, UsageError
 from qwqcli.gguf import ModelInfo
-from qwqcli.hardware import GiB, Machine, MiB
+from qwqcli.hardware import GiB, Machine, MiB, gib
 from qwqcli.layout import Case, Layout, Predicted, Share, Want, placed
 
 NATIVE_CONTEXT = 32_768  # of QwQ-32B without YaRN: "original_max_position_embeddings"
@@ -432,7 +432,7 @@ def _why_ffn(case: Case, layout: Layout, plan: Plan, names: str) -> str:
 
 
 def _why_kv(case: Case, plan: Plan) -> str:
-    size = _gib(sum(share.kv_bytes for share in plan.devices))
+    size = gib(sum(share.kv_bytes for share in plan.devices))
     if case.want.kv is not None:
         return f"KV cache in {plan.type_k} as asked: {size}."
     if plan.type_k == "f16":
@@ -488,7 +488,7 @@ def _why_rest(case: Case, plan: Plan) -> Iterator[str]:
         yield "The file is read, not mapped: a mapped one would count as Metal's memory whole."
     least = min((share.margin_bytes for share in plan.devices if share.used_bytes), default=0)
     yield (
-        f"{_gib(least)} or more is left free on each device, for the desktop, the driver and what"
+        f"{gib(least)} or more is left free on each device, for the desktop, the driver and what"
         " llama.cpp does not announce."
     )
     if plan.compute_source == "closed form":
@@ -562,7 +562,7 @@ def _wired(case: Case, plan: Plan) -> Iterator[str]:
     yield (
         f"sudo sysctl iogpu.wired_limit_mb={limit} would allow {better.whole_layers} of"
         f" {better.layers_total} layers on the GPU and {better.n_ctx:,} tokens of context."
-        f" macOS keeps {_gib(case.machine.ram_total_bytes - limit * MiB)}: with more open than"
+        f" macOS keeps {gib(case.machine.ram_total_bytes - limit * MiB)}: with more open than"
         " that, it may swap or freeze. Undo: sudo sysctl iogpu.wired_limit_mb=0 (or restart)."
     )
 
@@ -570,9 +570,9 @@ def _wired(case: Case, plan: Plan) -> Iterator[str]:
 def _no_room(case: Case) -> NoRoom:
     """Nothing fits: say what was needed and what is there, and what to type."""
     info = case.info
-    need = _gib(info.tensor_bytes)
-    have = [f"{d.name} has {_gib(d.free_bytes)}" for d in case.devices]
-    have.append(f"RAM has {_gib(case.machine.ram_free_bytes)}")
+    need = gib(info.tensor_bytes)
+    have = [f"{d.name} has {gib(d.free_bytes)}" for d in case.devices]
+    have.append(f"RAM has {gib(case.machine.ram_free_bytes)}")
     wish = f" with {case.want.n_ctx:,} tokens of context" if case.want.n_ctx else ""
     idle = case.machine.unused[:1]  # to use it comes before all else
     found = "".join(f" {gpu.name} is here, but this build cannot use it." for gpu in idle)
@@ -673,7 +673,3 @@ def _speed(option: Option) -> float:
 def _names(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / GiB:.1f} GiB"

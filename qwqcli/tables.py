@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from qwqcli.costs import THOUGHT
 from qwqcli.doctor import Check
-from qwqcli.hardware import Machine
+from qwqcli.hardware import GiB, Machine, gib
 from qwqcli.plan import ACCEPTABLE_KLD, Option, Plan, minutes, recommended
 from qwqcli.terminal import ASCII, Output, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-GB, GiB = 10**9, 2**30
+GB = 10**9
 PIPE_WIDTH = 110
 
 
@@ -186,8 +186,8 @@ def _where(plan: Plan) -> str:
 
 
 def _devices(machine: Machine) -> str:
-    parts = [f"{visible(d.description)} ({_gib(d.free_bytes)} free)" for d in machine.devices]
-    parts.append(f"RAM ({_gib(machine.ram_free_bytes)} free)")
+    parts = [f"{visible(d.description)} ({gib(d.free_bytes)} free)" for d in machine.devices]
+    parts.append(f"RAM ({gib(machine.ram_free_bytes)} free)")
     return ": " + ", ".join(parts)
 
 
@@ -220,12 +220,8 @@ def _print(table: Table, out: Output) -> None:
     out.write("\n".join(row.rstrip() for row in rows) + "\n")
 
 
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / GiB:.1f} GiB"
-
-
 def _size(n_bytes: int) -> str:
-    return _gib(n_bytes) if n_bytes >= GiB // 10 else f"{n_bytes / 2**20:.1f} MiB"
+    return gib(n_bytes) if n_bytes >= GiB // 10 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def _write_json(value: Mapping[str, Any], out: Output) -> None:
