@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,16 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the person's own settings, history or cache."""
     for name in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"QWQ_{name}_DIR", str(tmp_path / name.lower()))
+
+
+@pytest.fixture
+def environ(cache: Path, tmp_path: Path) -> dict[str, str]:
+    """An environment for commands: the engine's self-check is done, nothing else is set."""
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith(("QWQ_", "HF_"))},
+        "QWQ_CONFIG_DIR": str(tmp_path / "config"),
+        "QWQ_DATA_DIR": str(tmp_path / "data"),
+        "QWQ_CACHE_DIR": str(cache),
+        "HF_HOME": str(tmp_path / "hf"),
+        "QWQ_THREADS": "1",  # two threads on two busy cores wait for each other
+    }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,39 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from command_line import qwq
 from gguf_files import write_gguf
 
 from qwqcli import __version__
-from qwqcli.cli import Env, main
 
 QUESTION = "What is 47 + 86?"
 GREEDY = ["--temperature", "0"]
-
-
-class Result:
-    """Exit code and both outputs of one command line."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def environ(cache: Path, tmp_path: Path) -> dict[str, str]:
-    """An environment in which the engine's self-check is done and nothing else is set."""
-    return {
-        **{key: value for key, value in os.environ.items() if not key.startswith("QWQ_")},
-        "QWQ_CONFIG_DIR": str(tmp_path / "config"),
-        "QWQ_DATA_DIR": str(tmp_path / "data"),
-        "QWQ_CACHE_DIR": str(cache),
-        "QWQ_THREADS": "1",  # two threads on two busy cores wait for each other
-    }
-
-
-def qwq(*argv: str, environ: Mapping[str, str], stdin: bytes = b"") -> Result:
-    """Run one command line in this process (the engine is a child all the same)."""
-    out, err = io.StringIO(), io.StringIO()
-    env = Env(io.TextIOWrapper(io.BytesIO(stdin)), out, err, environ)
-    return Result(main(argv, env), out.getvalue(), err.getvalue())
 
 
 def spawn(*argv: str, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:

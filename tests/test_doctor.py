@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import getpass
-import io
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import qwq
 
 from qwqcli import doctor
-from qwqcli.cli import Env, main
 from qwqcli.doctor import Check, Folder, Seen, anonymous, examine, exit_code
 from qwqcli.hardware import INSTALL, GiB, Unused, card, known_machine, wheel
 
@@ -160,27 +159,9 @@ def test_folders_that_are_not_there_are_fine(tmp_path: Path) -> None:
     assert doctor._folder("data", blocked / "b").problem
 
 
-def run(*argv: str, environ: dict[str, str]) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    code = main(argv, Env(io.TextIOWrapper(io.BytesIO()), out, err, environ))
-    return code, out.getvalue(), err.getvalue()
-
-
-@pytest.fixture
-def environ(cache: Path, tmp_path: Path) -> dict[str, str]:
-    """A world whose self-check is done."""
-    return {
-        "QWQ_CONFIG_DIR": str(tmp_path / "config"),
-        "QWQ_DATA_DIR": str(tmp_path / "data"),
-        "QWQ_CACHE_DIR": str(cache),
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_TOKEN": "hf_secret",
-    }
-
-
 def test_this_machine(environ: dict[str, str]) -> None:
     """On the machine that runs the tests: every check has a line, and no secret is shown."""
-    _, out, err = run("doctor", environ=environ)
+    _, out, err = qwq("doctor", environ={**environ, "HF_TOKEN": "hf_secret"})
     names = ("python", "engine", "self-check", "gpu", "memory", "disk", "settings", "terminal")
     assert all(any(name in line for line in out.splitlines()) for name in names)
     assert "hf_secret" not in out + err
@@ -189,7 +170,7 @@ def test_this_machine(environ: dict[str, str]) -> None:
 
 def test_json(environ: dict[str, str]) -> None:
     """The same as values, one object for each check."""
-    _, out, _ = run("doctor", "--json", environ=environ)
+    _, out, _ = qwq("doctor", "--json", environ=environ)
     checks = json.loads(out)["checks"]
     assert all(tuple(check) == ("name", "status", "detail", "fix") for check in checks)
     assert all(check["fix"] for check in checks if check["status"] != "pass")
@@ -200,7 +181,7 @@ def test_broken_settings_are_a_check(environ: dict[str, str]) -> None:
     folder = Path(environ["QWQ_CONFIG_DIR"])
     folder.mkdir()
     (folder / "config.yaml").write_text("thinking: [")
-    code, out, _ = run("doctor", environ=environ)
+    code, out, _ = qwq("doctor", environ=environ)
     assert code == 1
     assert [line for line in out.splitlines() if line.startswith("fail  settings")]
     assert "self-check" in out

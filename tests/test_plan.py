@@ -7,17 +7,16 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import qwq
 from gguf_files import Tensor, Typed, qwq_metadata, qwq_tensors, write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwqcli import builtin, costs, quants
-from qwqcli.cli import Env, main
 from qwqcli.errors import NoRoom, QwqError, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import (
@@ -47,7 +46,7 @@ from qwqcli.terminal import Output
 Q4 = quants.model_info(quants.BY_NAME["q4_k_m"])
 
 
-def qwq(name: str) -> ModelInfo:
+def shaped(name: str) -> ModelInfo:
     return quants.model_info(quants.BY_NAME[name])
 
 
@@ -136,7 +135,7 @@ def test_speeds_are_near_published_ones(
     name: str, quant: str, published: float, source: str
 ) -> None:
     """A prediction is within a third of what was measured; a long thought costs a little."""
-    speed = make_plan(qwq(quant), machine(name)).predicted.generation_tps
+    speed = make_plan(shaped(quant), machine(name)).predicted.generation_tps
     assert speed == pytest.approx(published, rel=0.33), source
 
 
@@ -226,7 +225,7 @@ def test_a_plan_always_fits(
         replace(card(index, GiB), free_bytes=size * MiB) for index, size in enumerate(cards)
     )
     here = Machine("any", devices, ram * MiB, ram * MiB, cores=4)
-    info = qwq(quant)
+    info = shaped(quant)
     want = Want(n_ctx=n_ctx, kv=kv, prefer=prefer)  # type: ignore[arg-type]
     try:
         plan = make_plan(info, here, want)
@@ -623,19 +622,6 @@ def test_header_of_each_quantization() -> None:
 # --- the command -------------------------------------------------------------------------------
 
 
-class Result:
-    """Exit code and both outputs of one command line."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-def run(*argv: str, environ: Mapping[str, str] | None = None) -> Result:
-    out, err = io.StringIO(), io.StringIO()
-    env = Env(io.TextIOWrapper(io.BytesIO()), out, err, environ or {})
-    return Result(main(argv, env), out.getvalue(), err.getvalue())
-
-
 KEYS = (
     *("gpu_layers", "layers_total", "n_ctx", "type_k", "type_v", "flash_attn", "devices"),
     *("predicted", "reasons"),
@@ -644,7 +630,7 @@ KEYS = (
 
 def test_json_of_a_plan() -> None:
     """The keys that scripts rely on, and no others."""
-    result = run("plan", "q4_k_m", "--machine", "3090", "--json")
+    result = qwq("plan", "q4_k_m", "--machine", "3090", "--json")
     assert result.code == 0
     plan = json.loads(result.out)
     assert tuple(plan) == KEYS
@@ -656,13 +642,13 @@ def test_json_of_a_plan() -> None:
 
 def test_layers_in_json_are_whole_ones() -> None:
     """A script must not take a card that lacks the feed-forward weights for a full one."""
-    plan = json.loads(run("plan", "q4_k_m", "--machine", "4070", "--json").out)
+    plan = json.loads(qwq("plan", "q4_k_m", "--machine", "4070", "--json").out)
     assert plan["gpu_layers"] == 22
 
 
 def test_the_table_of_quantizations() -> None:
     """All of them, the recommended one marked and why; no colour codes in a pipe."""
-    result = run("plan", "--machine", "3090")
+    result = qwq("plan", "--machine", "3090")
     assert result.code == 0
     assert all(quant.name in result.out for quant in quants.QUANTS)
     (marked,) = [line for line in result.out.splitlines() if line.startswith(">  ")]
@@ -674,7 +660,7 @@ def test_the_table_of_quantizations() -> None:
 
 def test_json_of_the_table() -> None:
     """The same as values: one object for each quantization, one of them recommended."""
-    rows = json.loads(run("plan", "--machine", "4070", "--json").out)["quantizations"]
+    rows = json.loads(qwq("plan", "--machine", "4070", "--json").out)["quantizations"]
     assert [row["quantization"] for row in rows] == [quant.name for quant in quants.QUANTS]
     assert sum(row["recommended"] for row in rows) == 1
     assert any(row["plan"] is None for row in rows)
@@ -682,14 +668,14 @@ def test_json_of_the_table() -> None:
 
 def test_a_plan_explains_itself() -> None:
     """The memory table and every reason are shown."""
-    result = run("plan", "q4_k_m", "--machine", "4070")
+    result = qwq("plan", "q4_k_m", "--machine", "4070")
     for word in ("CUDA0", "Weights", "KV cache", "Compute", "Margin", "FFN of 43", "10,000 tokens"):
         assert word in result.out
 
 
 def test_this_machine_and_a_file(tiny: Path) -> None:
     """Without a machine the plan is for this one; for a file it is llama.cpp's own figure."""
-    plan = json.loads(run("plan", str(tiny), "--json").out)
+    plan = json.loads(qwq("plan", str(tiny), "--json").out)
     assert plan["devices"][-1]["name"] == "CPU"
     assert any("dry load" in reason for reason in plan["reasons"])
 
@@ -720,7 +706,7 @@ def test_bad_input_ends_in_what_to_type(argv: list[str], code: int) -> None:
     """Every slip is one error line and one line to type, with the exit code of its kind."""
     if not {"--machine", "--rpc"} & set(argv):
         argv = [*argv, "--machine", "3090"]
-    result = run(*argv)
+    result = qwq(*argv)
     assert result.code == code
     assert result.out == ""
     error, hint = result.err.splitlines()

@@ -49,7 +49,7 @@ OWNERS = {
     "jinja2": {"template"},
     "yaml": {"config"},
     "prompt_toolkit": {"repl"},
-    "typer": {"cli"},
+    "typer": {"cli", "commands", "commands.machine", "commands.talk"},
     "markdown_it": {"markdown"},
     "huggingface_hub": {"hub.sources"},
     "filelock": {"hub.store"},

@@ -1,0 +1,99 @@
+"""What every command shares: the app, its world, and options that several commands have.
+
+Each module here adds its commands to `app` when it is imported; `cli` imports them all, in the
+order in which `qwq --help` lists them. A command is a few lines over the modules below it and
+imports them when it runs, so that `qwq --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, BinaryIO, TextIO
+
+import typer
+
+from qwqcli import catalog, config, quants
+from qwqcli.errors import UsageError
+from qwqcli.gguf import read_file_header
+
+app = typer.Typer(
+    name="qwq",
+    rich_markup_mode=None,  # help without rich: it must be fast
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="QwQ-32B in your terminal: see it think, stop it, measure it.",
+)
+
+
+@dataclass(frozen=True)
+class Env:
+    """The world as a command sees it; a test makes its own."""
+
+    stdin: TextIO = field(default_factory=lambda: sys.stdin)
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
+    stderr: TextIO = field(default_factory=lambda: sys.stderr)
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    @property
+    def piped(self) -> BinaryIO | None:
+        """Standard input, if something is piped in."""
+        return None if self.stdin.isatty() else self.stdin.buffer
+
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A model's name, or the path of a GGUF file."),
+]
+Think = Annotated[
+    str | None, typer.Option("--thinking", help="The thought: show, fold or hide it.")
+]
+System = Annotated[str | None, typer.Option("--system", help="Instructions for the whole talk.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Stop after so many tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="0.6 is QwQ's own; 0 is greedy.")]
+TopP = Annotated[float | None, typer.Option(help="Nucleus sampling (0.95).")]
+TopK = Annotated[int | None, typer.Option(help="Only the k likeliest tokens (40).")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share (0).")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same reply.")]
+Ctx = Annotated[int | None, typer.Option("--ctx", help="Tokens of context.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; the physical cores if absent.")]
+GpuLayers = Annotated[int | None, typer.Option(help="Layers that go to the GPU.")]
+NoGpu = Annotated[bool, typer.Option("--no-gpu", help="Everything on the CPU.")]
+Kv = Annotated[str | None, typer.Option("--kv-type", help="KV cache: f16, q8_0 or q4_0.")]
+Flash = Annotated[str | None, typer.Option("--flash-attn", help="auto, on or off.")]
+Rpc = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a llama.cpp RPC server to use as a GPU.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Allow greedy decoding on QwQ.")]
+
+
+def settings_of(ctx: typer.Context) -> config.Settings:
+    """The settings of this call: those of its options that are settings, over all else."""
+    names = {field.name for field in fields(config.Settings)}
+    flags = {name: value for name, value in ctx.params.items() if name in names}
+    flags["ctx"] = ctx.params["ctx_tokens"]
+    if ctx.params["no_gpu"]:
+        flags["gpu_layers"] = 0
+    return config.load(ctx.obj.environ, flags)
+
+
+def check_model(settings: config.Settings, force: bool) -> catalog.ModelRef:
+    """The model that is wanted, refused where its file or the settings make no sense for it."""
+    ref = catalog.resolve(settings.model)
+    header = read_file_header(ref.path)
+    if settings.ctx is not None and 0 < header.n_ctx_train < settings.ctx:
+        raise UsageError(
+            f"{ref.name} was trained for {header.n_ctx_train:,} tokens of context, not for"
+            f" {settings.ctx:,}.",
+            f"Try --ctx {header.n_ctx_train}",
+        )
+    if settings.sampling.greedy and quants.is_qwq(header, ref.path.name) and not force:
+        raise UsageError(
+            "QwQ must not be decoded greedily: its makers warn that it then repeats itself"
+            " without end.",
+            "Leave out --temperature (0.6 is QwQ's own), or add --force",
+        )
+    return ref

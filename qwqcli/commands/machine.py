@@ -1,0 +1,67 @@
+"""`qwq plan` and `qwq doctor`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qwqcli.commands import Ctx, Env, GpuLayers, Rpc, Threads, app
+from qwqcli.terminal import Output, Screen
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL|QUANT]", help="All quantizations if absent.")
+    ] = None,
+    ctx_tokens: Ctx = None,
+    kv: Annotated[str | None, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = None,
+    prefer: Annotated[
+        str | None, typer.Option(help="What to keep longest: context, speed or quality.")
+    ] = None,
+    gpu_layers: GpuLayers = None,
+    threads: Threads = None,
+    vram: Annotated[
+        str | None, typer.Option(help="Plan for cards of this size: 24G, or 24G,12G; 0 for none.")
+    ] = None,
+    ram: Annotated[str | None, typer.Option(help="Plan for so much RAM: 32G.")] = None,
+    machine: Annotated[
+        str | None, typer.Option(help="Plan for another machine: 3090, mac-mini-32, cpu-64, ...")
+    ] = None,
+    margin: Annotated[
+        str | None, typer.Option(help="Memory to leave free on each device (1G).")
+    ] = None,
+    rpc: Rpc = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show which layers would go where, how much context fits, how fast it would be, and why.
+
+    Needs no download and no network.
+    """
+    from qwqcli import planning, tables
+
+    env: Env = ctx.obj
+    want = planning.wish(ctx_tokens, kv, prefer, gpu_layers, threads, margin)
+    asked = planning.Asked(model, want, machine, vram, ram, rpc)
+    tables.show_answer(*planning.answer(asked), Output(env.stdout, env.environ), as_json=json)
+
+
+@app.command()
+def doctor(
+    ctx: typer.Context,
+    rpc: Rpc = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Check what qwq needs, and say what to type where something is missing.
+
+    The report names no user and no secret: it can be pasted into a bug report.
+    """
+    from qwqcli import doctor, tables
+
+    env: Env = ctx.obj
+    screen = Screen(env.stdout, env.stderr, env.environ)
+    checks = doctor.examine(doctor.look(env.environ, screen.out, rpc))
+    tables.show_checks(checks, screen.out, as_json=json)
+    raise typer.Exit(doctor.exit_code(checks))

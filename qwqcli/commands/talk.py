@@ -1,0 +1,134 @@
+"""`qwq ask` and `qwq chat`."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwqcli import config
+from qwqcli.commands import (
+    Ctx,
+    Env,
+    Flash,
+    Force,
+    GpuLayers,
+    Kv,
+    MaxTokens,
+    MinP,
+    Model,
+    NoGpu,
+    Rpc,
+    Seed,
+    System,
+    Temperature,
+    Think,
+    Threads,
+    TopK,
+    TopP,
+    app,
+    check_model,
+    settings_of,
+)  # fmt: skip
+from qwqcli.engine.process import ProcessEngine, open_engine
+from qwqcli.interrupt import interruptible
+from qwqcli.messages import Message
+from qwqcli.terminal import Screen
+
+
+@app.command()
+def ask(
+    ctx: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]...")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("--file", "-f", help="A text file to add; may be repeated.")
+    ] = None,
+    model: Model = None,
+    thinking: Think = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    ctx_tokens: Ctx = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    no_gpu: NoGpu = False,
+    kv: Kv = None,
+    flash_attn: Flash = None,
+    rpc: Rpc = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    stream_json: Annotated[
+        bool, typer.Option("--stream-json", help="One JSON object a line, as it comes.")
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Figures on stderr at the end.")] = False,
+    force: Force = False,
+) -> None:
+    """Ask one question. The answer goes to stdout, thought and figures to stderr.
+
+    The question is the words, what is piped in, or both:  cat log | qwq ask 'why did it fail?'
+    """
+    from qwqcli import render
+    from qwqcli.inputs import read_prompt
+
+    env: Env = ctx.obj
+    settings = settings_of(ctx)
+    prompt = read_prompt(words or [], env.piped, file or [])
+    screen = Screen(env.stdout, env.stderr, env.environ)
+    messages = [Message("system", settings.system)] if settings.system else []
+    messages.append(Message("user", prompt))
+    ref = check_model(settings, force)
+    view: render.View = render.AskView(screen, settings.thinking, settings.max_tokens)
+    if json:
+        view = render.JsonView(screen, ref.name)
+    if stream_json:
+        view = render.StreamJsonView(screen, ref.name)
+    engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
+    with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
+        cancel = render.ticking(view, pressed)
+        reply = render.draw_reply(engine.stream(messages, settings.sampling, cancel), view)
+        if stats:
+            screen.err.write(render.stats_line(reply.stats) + "\n")
+            screen.err.write(engine.info().placement + "\n")
+    raise typer.Exit(reply.exit_code)
+
+
+@app.command()
+def chat(
+    ctx: typer.Context,
+    model: Model = None,
+    thinking: Think = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    ctx_tokens: Ctx = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    no_gpu: NoGpu = False,
+    kv: Kv = None,
+    flash_attn: Flash = None,
+    rpc: Rpc = None,
+    force: Force = False,
+) -> None:
+    """Talk with a model. Type /help there for what can be done."""
+    from qwqcli import repl
+
+    env: Env = ctx.obj
+    settings = settings_of(ctx)
+    paths = config.paths(env.environ)
+
+    def open_model(name: str) -> ProcessEngine:
+        wanted = replace(settings, model=name)
+        return open_engine(check_model(wanted, force).path, wanted, paths.cache)
+
+    screen = Screen(env.stdout, env.stderr, env.environ)
+    raise typer.Exit(repl.run_chat(open_model, settings, paths, screen, env.stdin))
