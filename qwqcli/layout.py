@@ -59,10 +59,14 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """Tokens per second; None where a device's bandwidth is not known."""
+    """Tokens per second; None where a device's bandwidth is not known.
+
+    `measured`: `qwq bench` has seen them here with this very model and placement.
+    """
 
     prompt_tps: float | None
     generation_tps: float | None
+    measured: bool = False
 
     @property
     def thought_s(self) -> float | None:

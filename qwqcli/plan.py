@@ -165,6 +165,13 @@ def _with_compute(plan: Plan, compute: Mapping[str, int]) -> Plan:
     return replace(plan, devices=shares, compute_source="dry load", reasons=(*reasons, said))
 
 
+def with_measurement(plan: Plan, prompt_tps: float | None, generation_tps: float) -> Plan:
+    """`plan` with tokens per second that were measured in place of those that were predicted."""
+    speed = Predicted(prompt_tps, generation_tps, measured=True)
+    reasons = tuple(r for r in plan.reasons if not r.startswith((_PREDICTED, _UNPREDICTED)))
+    return replace(plan, predicted=speed, reasons=(*reasons, _speed_sentence(_MEASURED, speed)))
+
+
 # --- wishes ------------------------------------------------------------------------------------
 
 
@@ -338,6 +345,8 @@ def _host_caches(case: Case, kv: KV, n_ctx: int) -> Iterator[Cache]:
 # --- the plan and its reasons ------------------------------------------------------------------
 
 _COMPUTE = "The compute buffer"
+_PREDICTED, _MEASURED = "Predicted", "Measured by qwq bench"
+_UNPREDICTED = "No speed is predicted"
 
 
 def _describe(case: Case, layout: Layout, explained: bool) -> Plan:
@@ -503,13 +512,18 @@ def _why_rest(case: Case, plan: Plan) -> Iterator[str]:
 
 
 def _why_speed(case: Case, plan: Plan) -> str:
-    speed = plan.predicted
-    if speed.generation_tps is None or speed.thought_s is None:
+    if plan.predicted.generation_tps is None:
         unknown = _names([d.description for d in case.devices if not d.bandwidth])
-        return f"No speed is predicted: the memory bandwidth of {unknown} is not known."
+        return f"{_UNPREDICTED}: the memory bandwidth of {unknown} is not known."
+    return _speed_sentence(_PREDICTED, plan.predicted)
+
+
+def _speed_sentence(source: str, speed: Predicted) -> str:
+    """What a speed means for a person who waits for a thought."""
+    assert speed.thought_s is not None
     prompt = f", prompts at about {speed.prompt_tps:,.0f}" if speed.prompt_tps else ""
     return (
-        f"Predicted: about {speed.generation_tps:.1f} tokens/s{prompt}; {costs.THOUGHT:,} tokens of"
+        f"{source}: about {speed.generation_tps:.1f} tokens/s{prompt}; {costs.THOUGHT:,} tokens of"
         f" thinking take about {minutes(speed.thought_s)}."
     )
 

@@ -44,11 +44,16 @@ def show_answer(
 
 
 def plan_object(plan: Plan) -> dict[str, Any]:
-    """The keys that scripts may rely on. `gpu_layers` counts layers that are wholly on GPUs."""
+    """The keys that scripts may rely on.
+
+    `gpu_layers` counts layers that are wholly on GPUs. `ffn_in_ram_layers` more have attention and
+    KV cache there and only their feed-forward weights in RAM; the two are llama.cpp's n_gpu_layers.
+    """
     keys = ("name", "weights_bytes", "kv_bytes", "compute_bytes", "free_bytes")
     tps = plan.predicted
     return {
         "gpu_layers": plan.whole_layers,
+        "ffn_in_ram_layers": len(plan.cpu_ffn),
         "layers_total": plan.layers_total,
         "n_ctx": plan.n_ctx,
         "type_k": plan.type_k,
@@ -58,6 +63,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
         "predicted": {
             "prompt_tps": _rounded(tps.prompt_tps),
             "generation_tps": _rounded(tps.generation_tps),
+            "measured": tps.measured,
         },
         "reasons": [*plan.reasons, *plan.warnings],
     }

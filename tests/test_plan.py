@@ -39,6 +39,7 @@ from qwqcli.plan import (
     minutes,
     options,
     recommended,
+    with_measurement,
 )
 from qwqcli.tables import show_answer
 from qwqcli.terminal import Output
@@ -399,6 +400,15 @@ def test_yarn_only_beyond_the_native_context() -> None:
     assert make_plan(other, here, Want(n_ctx=65_536)).yarn is None
 
 
+def test_a_measured_speed_takes_the_place_of_the_predicted_one() -> None:
+    """One sentence speaks of speed: what was measured, where something was."""
+    plan = with_measurement(make_plan(Q4, machine("3090")), None, 20.0)
+    (said,) = [reason for reason in plan.reasons if "tokens/s" in reason]
+    assert said.startswith("Measured by qwq bench: about 20.0 tokens/s;")
+    assert "8 min 20 s" in said
+    assert plan.predicted.measured
+
+
 # --- wishes that cannot be -----------------------------------------------------------------------
 
 
@@ -623,8 +633,8 @@ def test_header_of_each_quantization() -> None:
 
 
 KEYS = (
-    *("gpu_layers", "layers_total", "n_ctx", "type_k", "type_v", "flash_attn", "devices"),
-    *("predicted", "reasons"),
+    *("gpu_layers", "ffn_in_ram_layers", "layers_total", "n_ctx", "type_k", "type_v"),
+    *("flash_attn", "devices", "predicted", "reasons"),
 )
 
 
@@ -636,14 +646,14 @@ def test_json_of_a_plan() -> None:
     assert tuple(plan) == KEYS
     device = ("name", "weights_bytes", "kv_bytes", "compute_bytes", "free_bytes")
     assert all(tuple(row) == device for row in plan["devices"])
-    assert tuple(plan["predicted"]) == ("prompt_tps", "generation_tps")
+    assert tuple(plan["predicted"]) == ("prompt_tps", "generation_tps", "measured")
     assert plan["gpu_layers"] == plan["layers_total"] == 65
 
 
 def test_layers_in_json_are_whole_ones() -> None:
     """A script must not take a card that lacks the feed-forward weights for a full one."""
     plan = json.loads(qwq("plan", "q4_k_m", "--machine", "4070", "--json").out)
-    assert plan["gpu_layers"] == 22
+    assert (plan["gpu_layers"], plan["ffn_in_ram_layers"], plan["layers_total"]) == (22, 43, 65)
 
 
 def test_the_table_of_quantizations() -> None:
