@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qwqcli import errors, hardware, repl
+from qwqcli import errors, hardware
 from qwqcli.config import Settings, apply, read_file
+from qwqcli.repl.commands import COMMANDS as CHAT_COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,7 +70,7 @@ def test_exit_codes_are_all_told() -> None:
 
 def test_chat_commands_are_all_told() -> None:
     """README's table of the chat names every command of its command table."""
-    for command in repl.COMMANDS:
+    for command in CHAT_COMMANDS:
         assert f"`/{command.name}" in README or f"/{command.name} " in README, command.name
 
 

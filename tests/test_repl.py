@@ -18,18 +18,12 @@ from prompt_toolkit.output import DummyOutput
 from qwqcli.config import Paths, Settings
 from qwqcli.engine import Cancel, never
 from qwqcli.errors import ContextFull, EngineError, QwqError
+from qwqcli.interrupt import interruptible
 from qwqcli.messages import Answer, Done, Message, Reasoning, Stats
-from qwqcli.repl import (
-    COMMANDS,
-    Chat,
-    PlainPrompt,
-    TerminalPrompt,
-    completions,
-    find_command,
-    interruptible,
-    parse,
-    run_chat,
-)
+from qwqcli.repl import converse, run_chat
+from qwqcli.repl.chat import Chat
+from qwqcli.repl.commands import COMMANDS, completions, find_command, parse
+from qwqcli.repl.prompt import PlainPrompt, TerminalPrompt
 from qwqcli.terminal import Screen
 from tests.fakes import Clock, Script, ScriptedEngine, Tty
 
@@ -77,7 +71,8 @@ class Table:
 
     def type(self, *lines: str | None) -> Typed:
         prompt = Typed(*lines)
-        self.chat.run(prompt, no_keys)
+        self.chat.prompt, self.chat.keys = prompt, no_keys
+        converse(self.chat)
         return prompt
 
     @property
@@ -150,7 +145,9 @@ def test_errors_are_told_where_the_chat_is() -> None:
     tty, file = Tty(), io.StringIO()
     screen = Screen(tty, file, {"TERM": "xterm"}, Clock(), lambda: (80, 24))
     engine = ScriptedEngine([EngineError("The engine died.")])
-    Chat(lambda name: engine, engine, Settings(model="scripted"), screen).run(Typed("one"), no_keys)
+    chat = Chat(lambda name: engine, engine, Settings(model="scripted"), screen)
+    chat.prompt = Typed("one")
+    converse(chat)
     assert "The engine died." in tty.getvalue()
     assert file.getvalue() == ""
 

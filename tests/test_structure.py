@@ -48,7 +48,7 @@ OWNERS = {
     "llama_cpp": {"engine.native"},
     "jinja2": {"template"},
     "yaml": {"config"},
-    "prompt_toolkit": {"repl"},
+    "prompt_toolkit": {"repl.prompt"},
     "typer": {"cli", "commands", "commands.machine", "commands.talk"},
     "markdown_it": {"markdown"},
     "huggingface_hub": {"hub.sources"},

@@ -1,0 +1,55 @@
+"""What the commands of the chat do: functions of the chat and the text after the command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast, get_args
+
+from qwqcli.config import Thinking
+from qwqcli.errors import QwqError
+from qwqcli.render import stats_line
+from qwqcli.repl.chat import Chat
+
+
+def leave(chat: Chat, argument: str) -> None:
+    chat.leaving = True
+
+
+def clear(chat: Chat, argument: str) -> None:
+    chat.messages, chat.last = [], None
+    chat.say("The conversation is forgotten.")
+
+
+def think(chat: Chat, argument: str) -> None:
+    choices = get_args(Thinking)
+    if argument in choices:
+        chat.settings = replace(chat.settings, thinking=cast(Thinking, argument))
+        chat.say(f"Thinking: {argument}.")
+    elif argument:
+        raise QwqError(f"/think knows no '{argument}'.", f"/think {'|'.join(choices)}")
+    elif chat.last and chat.last.reasoning:
+        chat.say(chat.last.reasoning.strip("\n"))
+    else:
+        chat.say(f"There is no thought to show yet. Thinking: {chat.settings.thinking}.")
+
+
+def stats(chat: Chat, argument: str) -> None:
+    chat.stats_shown = not chat.stats_shown
+    chat.say(f"Figures after each reply: {'on' if chat.stats_shown else 'off'}.")
+    if chat.last:
+        chat.say(stats_line(chat.last.stats))
+
+
+def model(chat: Chat, argument: str) -> None:
+    if argument:
+        chat.switch(argument)
+        chat.say(f"The model is now {argument}; the conversation goes on.")
+    else:
+        chat.say(f"The model is {chat.settings.model}.")
+
+
+def system(chat: Chat, argument: str) -> None:
+    if argument:
+        text = "" if argument == "none" else argument
+        chat.settings = replace(chat.settings, system=text)
+    chat.say(f"System prompt: {chat.settings.system or 'none'}")

@@ -1,0 +1,108 @@
+"""The one table of the chat's commands: it drives dispatch, /help and completion."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import qwqcli.repl.actions as actions
+from qwqcli.config import Thinking
+from qwqcli.errors import QwqError
+from qwqcli.repl.chat import Chat
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A line of the one table that drives dispatch, /help and completion."""
+
+    name: str
+    argument: str  # as /help shows it
+    help: str
+    run: Callable[[Chat, str], None]
+    values: tuple[str, ...] = ()  # what completion offers for the argument
+    aliases: tuple[str, ...] = ()
+
+
+def parse(line: str) -> tuple[str, str, str]:
+    """Split a submitted text into (command, argument, "") or ("", "", text for the model).
+
+    A command is a slash and letters, so `/etc/hosts is what?` is text. `//help` is the text
+    `/help`; a `//` before anything else, as in a comment, stays as it is.
+    """
+    match = re.match(r"\s*(/{1,2})([A-Za-z]+)(?=\s|$)\s*(.*)", line, re.DOTALL)
+    if match is None:
+        return "", "", line
+    slashes, name, argument = match.groups()
+    if slashes == "//":
+        return "", "", line.replace("//", "/", 1)
+    return name.lower(), argument.strip(), ""
+
+
+def obey(chat: Chat, line: str) -> None:
+    """Do what one submitted text asks for; an error of ours is shown and the chat goes on."""
+    try:
+        name, argument, text = parse(line)
+        if name:
+            find_command(name).run(chat, argument)
+        elif text.strip():
+            chat.ask(text)
+    except QwqError as error:
+        chat.complain(error)
+
+
+def find_command(name: str) -> Command:
+    """The command of this name. Raises QwqError with what was probably meant."""
+    known = {word: command for command in COMMANDS for word in (command.name, *command.aliases)}
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f"/{close[0]}" if close else "/help"
+    raise QwqError(
+        f"There is no command /{name}.",
+        f"{meant}, or //{name} ... to send the line to the model (arrow-up brings it back)",
+    )
+
+
+def _help(chat: Chat, argument: str) -> None:
+    rows = [(f"/{c.name} {c.argument}".rstrip(), c.help) for c in COMMANDS]
+    rows += KEYS
+    wide = max(len(left) for left, _ in rows)
+    chat.screen.out.write("".join(f"  {left:{wide}}  {right}\n" for left, right in rows))
+
+
+COMMANDS = (
+    Command("help", "", "show this", _help),
+    Command("clear", "", "forget the conversation", actions.clear),
+    Command(
+        "think",
+        "[show|fold|hide]",
+        "how thoughts are drawn; alone: the last one in full",
+        actions.think,
+        get_args(Thinking),
+    ),
+    Command("stats", "", "figures after each reply: on or off", actions.stats),
+    Command("model", "[NAME]", "show or change the model", actions.model),
+    Command("system", "[TEXT]", "show or set the system prompt; 'none' removes it", actions.system),
+    Command("exit", "", "leave", actions.leave, aliases=("quit", "bye")),
+)
+KEYS = [
+    ("Alt+Enter, Ctrl+J", "a new line; so does a \\ before Enter"),
+    ("Ctrl+C", "stop the reply; clear the line; twice on an empty line: leave"),
+    ("//word ...", "send a line that begins with /word to the model"),
+]
+
+
+def completions(text: str) -> list[tuple[str, str]]:
+    """What may follow `text`: (the word that ends it, complete; what that does)."""
+    match = re.fullmatch(r"/(?:([a-z]+)[ ]+)?(\S*)", text)
+    if match is None:
+        return []
+    name, word = match.groups()
+    if name is None:
+        offers = [(f"/{command.name}", command.help) for command in COMMANDS]
+        return [offer for offer in offers if offer[0].startswith(text)]
+    values = next((c.values for c in COMMANDS if c.name == name), ())
+    return [(value, "") for value in values if value.startswith(word)]

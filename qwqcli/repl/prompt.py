@@ -1,0 +1,210 @@
+"""Where the next line comes from: a line editor, or plain lines. Sole owner of prompt_toolkit.
+
+Contract: what was typed is never lost: it is in the history on disk, also when Ctrl-C cleared the
+line. A paste of a megabyte is one prompt. Non-goals: what a line means (`commands`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from qwqcli.terminal import Output
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+# what may follow a text: (the word that ends it, complete; what that does)
+Complete = Callable[[str], list[tuple[str, str]]]
+
+FOLD_CHARACTERS = 5_000  # a longer paste is one word in the line: laying it out would take seconds
+LONG_HISTORY = 4_000_000  # bytes; reading that many takes about 0.1 s
+PROMPT = "> "
+
+
+class Prompt(Protocol):
+    """Where the next line comes from."""
+
+    def read(self, default: str = "") -> str:
+        """Wait for one submitted text. Raises EOFError to leave, KeyboardInterrupt for Ctrl-C."""
+        ...
+
+
+class NoPrompt:
+    """Nobody types anything."""
+
+    def read(self, default: str = "") -> str:
+        raise EOFError
+
+
+class PlainPrompt:
+    """Lines from a pipe or a dumb terminal; a backslash at the end of a line continues it."""
+
+    def __init__(self, stdin: TextIO, out: Output) -> None:
+        self._stdin = stdin
+        self._out = out
+
+    def read(self, default: str = "") -> str:
+        lines: list[str] = []
+        while True:
+            if self._stdin.isatty():
+                self._out.write("  " if lines else PROMPT)
+            line = self._stdin.readline()
+            if not line and not lines:
+                raise EOFError
+            text = line.rstrip("\n")
+            if not line or not text.endswith("\\"):
+                return "\n".join([*lines, text])
+            lines.append(text[:-1])
+
+
+class Pastes:
+    """Stands a short word in the line for each huge paste, and puts the paste back at the end."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def fold(self, text: str) -> str:
+        if len(text) <= FOLD_CHARACTERS:
+            return text
+        lines = text.count("\n") + 1
+        word = f"[paste {len(self._texts) + 1}: {len(text):,} characters, {lines:,} lines]"
+        self._texts[word] = text
+        return word
+
+    def unfold(self, text: str) -> str:
+        """Put back all pastes, and forget them."""
+        for word, paste in self._texts.items():
+            text = text.replace(word, paste)
+        self._texts.clear()
+        return text
+
+
+class TerminalPrompt:
+    """A line editor with history, completion, several lines and pastes of any size."""
+
+    def __init__(
+        self, history: Path, say: Callable[[str], None], complete: Complete = lambda text: []
+    ) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.application.current import get_app
+        from prompt_toolkit.filters import Condition
+
+        self._say = say
+        self._offers = complete
+        self._history = _open_history(history, say)
+        self._trouble: OSError | None = None
+        self._pastes = Pastes()
+        self._session: PromptSession[str] = PromptSession(
+            PROMPT,
+            multiline=True,
+            prompt_continuation="  ",
+            history=self._history,
+            completer=_completer(complete),
+            # room for the menu is only taken where there can be one
+            complete_while_typing=Condition(lambda: get_app().current_buffer.text[:1] == "/"),
+            key_bindings=self._bindings(),
+            enable_suspend=True,
+        )
+
+    def read(self, default: str = "") -> str:
+        if self._trouble:
+            self._say(f"What you type is not kept on disk: {self._trouble}.")
+            self._trouble = None
+        return self._session.prompt(default=self._pastes.fold(default))
+
+    def _submit(self, event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.text.endswith("\\") and buffer.document.is_cursor_at_the_end:
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+            return
+        event.app.exit(result=self._remember(buffer.text))
+
+    def _interrupt(self, event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.text:
+            self._remember(buffer.text)
+            buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt())
+
+    def _paste(self, event: KeyPressEvent) -> None:
+        text = event.data.replace("\r\n", "\n").replace("\r", "\n")
+        event.current_buffer.insert_text(self._pastes.fold(text))
+
+    def _newline(self, event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    def _complete(self, event: KeyPressEvent) -> None:
+        """Add what all offers have in common; once that is there, go through them."""
+        buffer = event.current_buffer
+        text = buffer.document.text_before_cursor
+        words = [word for word, _ in self._offers(text)]
+        common = os.path.commonprefix(words)  # noqa: RUF071  words, not paths
+        missing = common[len(text.rpartition(" ")[2]) :]
+        if missing:
+            buffer.insert_text(missing)
+        elif buffer.complete_state:
+            buffer.complete_next()
+
+    def _remember(self, line: str) -> str:
+        """Keep what stands in the line in the history; return it with its pastes."""
+        # a byte that is no UTF-8 arrives as half a surrogate pair, which nothing can encode
+        text = self._pastes.unfold(line).encode("utf-8", "replace").decode("utf-8")
+        if text.strip() and self._history.get_strings()[-1:] != [text]:
+            try:
+                self._history.append_string(text)
+            except OSError as error:
+                self._trouble = error
+        return text
+
+    def _bindings(self) -> KeyBindings:
+        from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.keys import Keys
+
+        bindings = KeyBindings()
+        bindings.add("enter")(self._submit)
+        bindings.add("tab")(self._complete)
+        bindings.add("c-c")(self._interrupt)
+        bindings.add("<sigint>")(self._interrupt)
+        bindings.add(Keys.BracketedPaste)(self._paste)
+        for keys in (("escape", "enter"), ("c-j",)):
+            bindings.add(*keys)(self._newline)
+        return bindings
+
+
+def _open_history(path: Path, say: Callable[[str], None]) -> History:
+    """What was typed before, from a file that only its owner reads; in memory if need be."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory, ThreadedHistory
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+    except OSError as error:
+        say(f"What you type is not kept on disk: {error}.")
+        return InMemoryHistory()
+    history = FileHistory(path)
+    # read before the first key, so that arrow-up works at once, unless that would hold it up
+    return history if path.stat().st_size < LONG_HISTORY else ThreadedHistory(history)
+
+
+def _completer(complete: Complete) -> Completer:
+    from prompt_toolkit.completion import Completer, Completion
+
+    class CommandCompleter(Completer):
+        def get_completions(
+            self, document: Document, complete_event: CompleteEvent
+        ) -> Iterable[Completion]:
+            text = document.text_before_cursor
+            start = -len(text.rpartition(" ")[2])
+            for word, meta in complete(text):
+                yield Completion(word, start, display_meta=meta)
+
+    return CommandCompleter()
