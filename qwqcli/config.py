@@ -35,7 +35,8 @@ class Settings:
     min_p: float = 0.0
     seed: int | None = None
     max_tokens: int | None = None
-    rpc: str | None = None  # HOST:PORT of a llama.cpp RPC server to use as one more device
+    rpc: str | None = None  # HOST:PORT[,HOST:PORT] of llama.cpp RPC servers, for more devices
+    device: str | None = None  # names of the devices to use; None: those that llama.cpp would use
     gpu_layers: int | None = None  # None: as many as fit
     kv: KV | None = None  # None: f16 while there is room
     flash_attn: FlashAttn | None = None  # None: what the plan says

@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -78,6 +78,7 @@ class Machine:
     swap_free_bytes: int = 0
     backends: tuple[str, ...] = ()  # of this build of llama.cpp
     unused: tuple[Unused, ...] = ()
+    others: tuple[Device, ...] = ()  # that llama.cpp could use as well: left alone unless named
     sources: tuple[tuple[str, str], ...] = ()  # a fact, and where it comes from
     problems: tuple[str, ...] = ()  # questions that were not answered
 
@@ -113,7 +114,7 @@ def probe(ask: Ask | None = None, system: System | None = None) -> Machine:
     rows = answer.get("devices", [])
     chip = _apple_chip(system)
     gpus = [row for row in rows if row["kind"] in ("gpu", "igpu")]
-    devices = tuple(_device(row, chip) for row in in_llamas_order(gpus))
+    usual = in_llamas_order(gpus)
     free, total, ram_source = _memory(system, rows)
     bandwidth, bandwidth_source = _ram_bandwidth(system, chip)
     swap_total, swap_free = _swap(system)
@@ -126,7 +127,7 @@ def probe(ask: Ask | None = None, system: System | None = None) -> Machine:
     )
     return Machine(
         name="this machine",
-        devices=devices,
+        devices=tuple(_device(row, chip) for row in usual),
         ram_free_bytes=free,
         ram_total_bytes=total,
         cores=physical_cores(),
@@ -135,6 +136,7 @@ def probe(ask: Ask | None = None, system: System | None = None) -> Machine:
         swap_free_bytes=swap_free,
         backends=tuple(answer.get("backends", ())),
         unused=tuple(_unused(system, [_device(row, chip) for row in gpus])),
+        others=tuple(_device(row, chip) for row in gpus if row not in usual),
         sources=sources,
         problems=problem,
     )
@@ -217,7 +219,7 @@ APPLE_BANDWIDTH = {
 
 
 def in_llamas_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The devices that llama.cpp puts layers on, in its order: a tensor split counts them so.
+    """The devices that llama.cpp puts layers on if none is named, in its order.
 
     Those behind RPC first; a card that two backends see once; integrated GPUs of one backend, and
     only where there is no card (llama_prepare_model_devices in llama.cpp).
@@ -234,6 +236,44 @@ def in_llamas_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     integrated = [row for row in rows if row["kind"] == "igpu"]
     integrated = [row for row in integrated if row["backend"] == integrated[0]["backend"]]
     return [*remote, *(cards or integrated)]
+
+
+def chosen(machine: Machine, names: str) -> Machine:
+    """`machine` with the devices that are named (`CUDA0,RPC0`), in that order; `none` for none.
+
+    Raises UsageError, with the names that there are, for one that is not there.
+    """
+    there = (*machine.devices, *machine.others)
+    known = {device.name.lower(): device for device in there}
+    picked: list[Device] = []
+    for name in [] if names.strip().lower() == "none" else names.split(","):
+        device = known.get(name.strip().lower())
+        if device is None:
+            raise _no_such_device(name.strip(), there)
+        if device not in picked:
+            picked.append(device)
+    others = tuple(device for device in there if device not in picked)
+    return replace(machine, devices=tuple(picked), others=others)
+
+
+def _no_such_device(name: str, there: Sequence[Device]) -> UsageError:
+    if not there:
+        return UsageError(
+            f"There is no device '{name}': llama.cpp sees none beside the CPU.", "qwq doctor"
+        )
+    names = ", ".join(device.name for device in there)
+    return UsageError(
+        f"There is no device '{name}' here, but: {names}.", f"--device {there[0].name}, or none"
+    )
+
+
+def device_of(buffer: str, names: Iterable[str]) -> str:
+    """The device that llama.cpp's buffers of this name are on, "CPU" if they are in RAM.
+
+    CUDA0, MTL0_Mapped and MTL0_Private are devices' own; CUDA_Host is RAM.
+    """
+    owners = (name for name in names if re.match(rf"{re.escape(name)}(_|$)", buffer))
+    return next(owners, "CPU")
 
 
 def _device(row: Mapping[str, Any], chip: str) -> Device:
@@ -658,6 +698,11 @@ def gib(n_bytes: int) -> str:
     return f"{n_bytes / GiB:.1f} GiB"
 
 
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def parse_size(text: str, option: str, least: int = 256 * MiB) -> int:
     """Bytes of `24G`, `24`, `11.5GiB`, `8192M`; cards and RAM are sold in powers of two."""
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([a-z]*)", text.strip().lower())
@@ -672,7 +717,7 @@ def parse_size(text: str, option: str, least: int = 256 * MiB) -> int:
 def with_memory(machine: Machine, vram: str | None, ram: str | None) -> Machine:
     """`machine` with other cards (`24G` or `24G,12G`; `0` for none) or another size of RAM."""
     if vram is not None:
-        machine = replace(machine, devices=_cards(machine, vram))
+        machine = replace(machine, devices=_cards(machine, vram), others=())
     if ram is not None:
         total = parse_size(ram, "--ram")
         free = max(total - SYSTEM_BYTES, total // 2)

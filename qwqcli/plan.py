@@ -12,7 +12,6 @@ drawing (tables.py).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from qwqcli.config import KV, FlashAttn
 from qwqcli.costs import Cache
 from qwqcli.errors import NoRoom, UsageError
 from qwqcli.gguf import ModelInfo
-from qwqcli.hardware import GiB, Machine, MiB, gib
+from qwqcli.hardware import GiB, Machine, MiB, device_of, gib, listed
 from qwqcli.layout import Case, Layout, Predicted, Share, Want, placed
 
 NATIVE_CONTEXT = 32_768  # of QwQ-32B without YaRN: "original_max_position_embeddings"
@@ -57,7 +56,8 @@ class Plan:
     gpu_layers: int  # llama.cpp's n_gpu_layers: the output layer is one of them
     layers_total: int
     cpu_ffn: tuple[int, ...]  # layers on a GPU whose feed-forward weights are in RAM
-    tensor_split: tuple[int, ...]  # layers of each device, if there are several
+    placed_on: tuple[str, ...]  # the devices that llama.cpp is given, in order
+    tensor_split: tuple[int, ...]  # layers of each of them, if there are several
     mmap: bool
     yarn: Yarn | None
     devices: tuple[Share, ...]
@@ -77,6 +77,7 @@ class Plan:
             "n_ctx": self.n_ctx,
             "n_batch": self.n_batch,
             "gpu_layers": self.gpu_layers,
+            "devices": self.placed_on,
             "tensor_split": self.tensor_split,
             "cpu_ffn": self.cpu_ffn,
             "type_k": self.type_k,
@@ -146,14 +147,9 @@ def corrected(
 
 
 def _by_share(plan: Plan, measured: Mapping[str, int]) -> dict[str, int]:
-    """Buffer types belong to the device that their name begins with, others to the RAM.
-
-    CUDA0, MTL0_Private and RPC0[host:port] are devices' own; CUDA_Host is RAM.
-    """
     found: dict[str, int] = {}
     for buffer, n_bytes in measured.items():
-        owners = [s.name for s in plan.devices if re.match(rf"{re.escape(s.name)}(_|\[|$)", buffer)]
-        owner = owners[0] if owners else "CPU"
+        owner = device_of(buffer, [share.name for share in plan.devices])
         found[owner] = found.get(owner, 0) + n_bytes
     return found
 
@@ -197,6 +193,11 @@ def _check(case: Case) -> None:
     if want.kv not in (None, "f16") and want.flash_attn == "off":
         raise UsageError(
             f"A KV cache in {want.kv} needs flash attention.", "Leave out --flash-attn off"
+        )
+    if want.gpu_layers and not case.devices and case.machine.others:
+        raise UsageError(
+            f"Without a device there is no place for --gpu-layers {want.gpu_layers}.",
+            f"--device {case.machine.others[0].name}, or leave out --gpu-layers",
         )
     if want.gpu_layers and not case.devices:
         raise UsageError(
@@ -370,7 +371,8 @@ def _describe(case: Case, layout: Layout, explained: bool) -> Plan:
         gpu_layers=layout.gpu_layers,
         layers_total=case.total,
         cpu_ffn=tuple(range(layout.cpu_ffn)),
-        tensor_split=_tensor_split(case, layout),
+        placed_on=tuple(device.name for device in case.devices if layout.gpu_layers),
+        tensor_split=layout.counts if len(case.devices) > 1 and layout.gpu_layers else (),
         mmap=not (unified and in_ram and layout.gpu_layers),
         yarn=yarn,
         devices=layout.shares,
@@ -386,14 +388,6 @@ def _describe(case: Case, layout: Layout, explained: bool) -> Plan:
     )
 
 
-def _tensor_split(case: Case, layout: Layout) -> tuple[int, ...]:
-    """Layers of every device that llama.cpp has, also of those that get none."""
-    if len(case.machine.devices) < 2 or not layout.gpu_layers:
-        return ()
-    counts = dict(zip((device.name for device in case.devices), layout.counts, strict=True))
-    return tuple(counts.get(device.name, 0) for device in case.machine.devices)
-
-
 def _reasons(case: Case, layout: Layout, plan: Plan) -> Iterator[str]:
     """Every choice in a sentence, the largest first."""
     yield _why_layers(case, layout, plan)
@@ -405,7 +399,10 @@ def _reasons(case: Case, layout: Layout, plan: Plan) -> Iterator[str]:
 
 
 def _why_layers(case: Case, layout: Layout, plan: Plan) -> str:
-    names = _names([s.name for s in plan.devices if s.layers and s.name != "CPU"])
+    names = listed([s.name for s in plan.devices if s.layers and s.name != "CPU"])
+    if not case.devices and case.machine.others:
+        alone = listed([device.name for device in case.machine.others])
+        return f"All layers are on the CPU, as asked; {alone} is left alone."
     if not case.devices:
         return "All layers are on the CPU: llama.cpp sees no GPU here."
     if case.want.gpu_layers is not None:
@@ -513,7 +510,7 @@ def _why_rest(case: Case, plan: Plan) -> Iterator[str]:
 
 def _why_speed(case: Case, plan: Plan) -> str:
     if plan.predicted.generation_tps is None:
-        unknown = _names([d.description for d in case.devices if not d.bandwidth])
+        unknown = listed([d.description for d in case.devices if not d.bandwidth])
         return f"{_UNPREDICTED}: the memory bandwidth of {unknown} is not known."
     return _speed_sentence(_PREDICTED, plan.predicted)
 
@@ -592,7 +589,7 @@ def _no_room(case: Case) -> NoRoom:
     found = "".join(f" {gpu.name} is here, but this build cannot use it." for gpu in idle)
     return NoRoom(
         f"There is no room for {info.quantization or 'this model'}{wish}: its weights need {need};"
-        f" {_names(have)} free.{found}",
+        f" {listed(have)} free.{found}",
         idle[0].install if idle else _smaller(case),
     )
 
@@ -682,8 +679,3 @@ def recommended(found: Sequence[Option]) -> str | None:
 
 def _speed(option: Option) -> float:
     return (option.plan.predicted.generation_tps if option.plan else None) or 0.0
-
-
-def _names(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -38,6 +38,7 @@ class Asked:
     vram: str | None = None
     ram: str | None = None
     rpc: str | None = None
+    device: str | None = None
 
     @property
     def here(self) -> bool:
@@ -89,7 +90,8 @@ def _machine(asked: Asked, probe: Probe | None) -> Machine:
         if asked.rpc and machine.problems:
             why = machine.problems[0].rstrip(".")
             raise EngineError(f"{why}.", "Start the server, or leave out --rpc")
-    return hardware.with_memory(machine, asked.vram, asked.ram)
+    machine = hardware.with_memory(machine, asked.vram, asked.ram)
+    return hardware.chosen(machine, asked.device) if asked.device else machine
 
 
 def one_of(value: str | None, choices: Sequence[Choice], option: str) -> Choice | None:

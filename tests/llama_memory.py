@@ -120,9 +120,9 @@ def _word(address: int) -> int:
 
 
 if __name__ == "__main__":
-    from qwqcli.engine.native import add_rpc_device
+    from qwqcli.engine.native import add_rpc_devices
 
     for endpoint in sys.argv[1:]:
-        add_rpc_device(endpoint)
+        add_rpc_devices(endpoint)
     for line in sys.stdin:
         print(json.dumps(measure(**json.loads(line))), flush=True)

@@ -1,6 +1,8 @@
-"""A llama.cpp RPC server on loopback, as a second device for tests: `python rpc_server.py PORT`.
+"""A llama.cpp RPC server on loopback, as more devices for tests: `rpc_server.py PORT N BYTES`.
 
-It offers this machine's CPU over RPC, and clients see a GPU-like device. It runs until killed.
+It offers this machine's CPU over RPC N times, and clients see GPU-like devices. It says that all of
+the machine's memory is free, and may have no more than BYTES of address space (0: no limit), so
+that a client can plan for memory which is then refused. It runs until killed.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -23,12 +26,12 @@ def available() -> bool:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def running(devices: int = 1, limit: int = 0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """An endpoint that answers, and the process behind it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, __file__, str(port)]
+    command = [sys.executable, __file__, *map(str, (port, devices, limit))]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait(port)
@@ -46,8 +49,10 @@ def _wait(port: int) -> None:
     raise RuntimeError("the RPC server did not start")
 
 
-def serve(port: int) -> None:
+def serve(port: int, count: int, limit: int) -> None:
     """Offer the first device of this machine; returns only when the server fails."""
+    if limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     library = llama_cpp.llama_cpp._lib  # its lookup finds the one ggml that it is linked to
     library.ggml_backend_dev_get.restype = ctypes.c_void_p
     library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
@@ -55,10 +60,10 @@ def serve(port: int) -> None:
         *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t),
         ctypes.POINTER(ctypes.c_void_p),
     ]
-    devices = (ctypes.c_void_p * 1)(library.ggml_backend_dev_get(0))
-    library.ggml_backend_rpc_start_server(f"127.0.0.1:{port}".encode(), None, 1, 1, devices)
+    devices = (ctypes.c_void_p * count)(*[library.ggml_backend_dev_get(0)] * count)
+    library.ggml_backend_rpc_start_server(f"127.0.0.1:{port}".encode(), None, 1, count, devices)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    serve(int(sys.argv[1]))
+    serve(*map(int, sys.argv[1:]))

@@ -315,12 +315,12 @@ def test_a_device_without_memory_gets_nothing() -> None:
     assert any("does not say" in warning for warning in plan.warnings)
 
 
-def test_a_silent_device_keeps_its_place_in_the_split() -> None:
-    """llama.cpp would give a device without memory layers of its own accord; a 0 forbids it."""
+def test_llama_cpp_is_not_given_a_silent_device() -> None:
+    """It would put layers on a device that does not say how much memory it has."""
     silent = replace(card(0, 24 * GiB), free_bytes=0)
     here = replace(known_machine("3090"), devices=(silent, card(1, 24 * GiB)))
     plan = make_plan(Q4, here)
-    assert plan.tensor_split == (0, 65)
+    assert (plan.placed_on, plan.tensor_split) == (("CUDA1",), ())
     assert "by free memory" not in plan.reasons[0]
 
 

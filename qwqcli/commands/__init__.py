@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, BinaryIO, TextIO
+from typing import Annotated, Any, BinaryIO, TextIO
 
 import typer
 
@@ -65,7 +65,10 @@ NoGpu = Annotated[bool, typer.Option("--no-gpu", help="Everything on the CPU.")]
 Kv = Annotated[str | None, typer.Option("--kv-type", help="KV cache: f16, q8_0 or q4_0.")]
 Flash = Annotated[str | None, typer.Option("--flash-attn", help="auto, on or off.")]
 Rpc = Annotated[
-    str | None, typer.Option(help="HOST:PORT of a llama.cpp RPC server to use as a GPU.")
+    str | None, typer.Option(help="HOST:PORT[,HOST:PORT] of llama.cpp RPC servers to use as GPUs.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="Devices to use, in order: CUDA0,Vulkan1; none for the CPU.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Allow greedy decoding on QwQ.")]
 
@@ -76,8 +79,17 @@ def settings_of(ctx: typer.Context) -> config.Settings:
     flags = {name: value for name, value in ctx.params.items() if name in names}
     flags["ctx"] = ctx.params["ctx_tokens"]
     if ctx.params["no_gpu"]:
+        _check_no_gpu(flags)
         flags["gpu_layers"] = 0
     return config.load(ctx.obj.environ, flags)
+
+
+def _check_no_gpu(flags: Mapping[str, Any]) -> None:
+    for name in ("gpu_layers", "device"):
+        value = flags.get(name)
+        if value not in (None, 0, "none"):
+            option = f"--{name.replace('_', '-')} {value}"
+            raise UsageError(f"--no-gpu and {option} exclude each other.", f"Leave out {option}")
 
 
 def check_model(settings: config.Settings, force: bool) -> catalog.ModelRef:

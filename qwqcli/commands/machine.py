@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qwqcli.commands import Ctx, Env, GpuLayers, Rpc, Threads, app
+from qwqcli.commands import Ctx, Device, Env, GpuLayers, Rpc, Threads, app
 from qwqcli.terminal import Output, Screen
 
 
@@ -33,6 +33,7 @@ def plan(
     margin: Annotated[
         str | None, typer.Option(help="Memory to leave free on each device (1G).")
     ] = None,
+    device: Device = None,
     rpc: Rpc = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -44,7 +45,7 @@ def plan(
 
     env: Env = ctx.obj
     want = planning.wish(ctx_tokens, kv, prefer, gpu_layers, threads, margin)
-    asked = planning.Asked(model, want, machine, vram, ram, rpc)
+    asked = planning.Asked(model, want, machine, vram, ram, rpc, device)
     tables.show_answer(*planning.answer(asked), Output(env.stdout, env.environ), as_json=json)
 
 

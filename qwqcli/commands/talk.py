@@ -12,6 +12,7 @@ import typer
 from qwqcli import config
 from qwqcli.commands import (
     Ctx,
+    Device,
     Env,
     Flash,
     Force,
@@ -61,6 +62,7 @@ def ask(
     no_gpu: NoGpu = False,
     kv: Kv = None,
     flash_attn: Flash = None,
+    device: Device = None,
     rpc: Rpc = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
     stream_json: Annotated[
@@ -116,6 +118,7 @@ def chat(
     no_gpu: NoGpu = False,
     kv: Kv = None,
     flash_attn: Flash = None,
+    device: Device = None,
     rpc: Rpc = None,
     force: Force = False,
 ) -> None:

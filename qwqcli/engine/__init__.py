@@ -53,7 +53,8 @@ class EngineSpec:
     flash_attn: FlashAttn | None = None
     gpu_layers: int | None = None
     extra_bufts: bool = False  # weights repacked for this CPU; kills some builds (selfcheck.py)
-    rpc: str | None = None  # HOST:PORT of an RPC server whose devices are used as GPUs
+    rpc: str | None = None  # HOST:PORT[,HOST:PORT] of RPC servers whose devices are used as GPUs
+    device: str | None = None  # names of the devices to use, such as CUDA0,RPC0; none: the CPU
     squeeze: int = 0  # how often memory that seemed free was refused; each plans with less
 
 

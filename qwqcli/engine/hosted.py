@@ -48,9 +48,12 @@ def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
     that seemed free was refused.
     """
     if spec.rpc:
-        native.add_rpc_device(spec.rpc)
+        native.add_rpc_devices(spec.rpc)
     info = read_file_header(Path(spec.path))
-    machine = squeezed(hardware.probe(native.machine), spec.squeeze)
+    machine = hardware.probe(native.machine)
+    if spec.device:
+        machine = hardware.chosen(machine, spec.device)
+    machine = squeezed(machine, spec.squeeze)
     want = Want(
         n_ctx=spec.n_ctx,
         kv=spec.kv,

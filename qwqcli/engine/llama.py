@@ -13,13 +13,14 @@ import codecs
 import re
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qwqcli.engine import NO_GPU, Cancel, EngineInfo, EngineSpec, never
-from qwqcli.engine.native import Context, Model, Placement, Sampler, log
+from qwqcli.engine.native import Context, Model, Placement, Sampler, buffer_owners, log
 from qwqcli.errors import BadFile, ContextFull
+from qwqcli.hardware import device_of, listed
 from qwqcli.messages import (
     Answer,
     Done,
@@ -50,7 +51,7 @@ class LlamaEngine:
         placement: Placement | None = None,
     ) -> None:
         """`placement` is what a plan made of the wishes in `spec`; without one they are taken as
-        they are, on the CPU. Devices of `spec.rpc` must be there (native.add_rpc_device).
+        they are, on the CPU. Devices of `spec.rpc` must be there (native.add_rpc_devices).
         """
         began = time.perf_counter()
         placement = placement or _as_wished(spec)
@@ -68,9 +69,13 @@ class LlamaEngine:
             threads=spec.threads,
             thinks=self._thinks(),
             load_s=time.perf_counter() - began,
-            placement=f"{layers_line(log.text())} · {self._context.n_ctx:,} tokens of context",
+            placement=self._placement_line(),
             notices=notices,
         )
+
+    def _placement_line(self) -> str:
+        layers = layers_line(log.text(), buffer_owners())
+        return f"{layers} · {self._context.n_ctx:,} tokens of context"
 
     def info(self) -> EngineInfo:
         return self._info
@@ -313,11 +318,15 @@ def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def layers_line(load_log: str) -> str:
-    """Where the layers really went, from llama.cpp's own words after a load."""
+def layers_line(load_log: str, owners: Mapping[str, str]) -> str:
+    """Where the layers really went, from llama.cpp's own words after a load.
+
+    `owners`: device by the name of its buffers, see native.buffer_owners.
+    """
     offloaded = load_log.partition("offloaded ")[2].partition(" layers to GPU")[0]
     if not offloaded or offloaded.startswith("0/"):
         return NO_GPU
-    found = re.findall(r"load_tensors: +(\S+?)(?:\[\S*\])? model buffer size", load_log)
-    devices = [name for name in dict.fromkeys(found) if not name.startswith("CPU")]
-    return f"{offloaded.replace('/', ' of ')} layers on {' and '.join(devices) or 'the GPU'}"
+    buffers = re.findall(r"load_tensors: +(\S+) model buffer size", load_log)
+    used = {device_of(owners.get(buffer, buffer), owners.values()) for buffer in buffers}
+    devices = [name for name in owners.values() if name in used - {"CPU"}]
+    return f"{offloaded.replace('/', ' of ')} layers on {listed(devices) or 'the GPU'}"

@@ -73,8 +73,13 @@ def quantize(source: Path, target: Path, ftype: int, threads: int) -> None:
         raise EngineError(f"llama.cpp could not quantize {source.name}: {_last_error()}")
 
 
-def add_rpc_device(endpoint: str) -> None:
-    """Register the devices of a llama.cpp RPC server as devices of this process."""
+def add_rpc_devices(endpoints: str) -> None:
+    """Register the devices of RPC servers, HOST:PORT[,HOST:PORT], as devices of this process."""
+    for endpoint in endpoints.split(","):
+        _add_rpc_server(endpoint.strip())
+
+
+def _add_rpc_server(endpoint: str) -> None:
     start()
     add_server = _ggml("ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
     if add_server is None:
@@ -125,6 +130,7 @@ class Placement:
     n_ctx: int
     n_batch: int = 512
     gpu_layers: int = 0
+    devices: tuple[str, ...] | None = None  # by name, such as CUDA0; None: llama.cpp's own choice
     tensor_split: tuple[int, ...] = ()  # layers per device, in the order of the devices
     cpu_ffn: tuple[int, ...] = ()  # layers whose feed-forward weights stay in RAM
     type_k: str = "f16"
@@ -350,10 +356,16 @@ DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")  # enum ggml_backend_dev_
 
 def devices() -> list[DeviceInfo]:
     """Every device of every backend in this build, the CPU among them."""
+    return [_device_info(pointer) for pointer in _device_pointers().values()]
+
+
+def _device_pointers() -> dict[str, int]:
+    """What ggml knows a device by, by its name, in ggml's order."""
     start()
     count = _must("ggml_backend_dev_count", ctypes.c_size_t)
-    device = _must("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    return [_device_info(device(index)) for index in range(count())]
+    get = _must("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    pointers = [get(index) for index in range(count())]
+    return {_text_of("ggml_backend_dev_name", pointer): pointer for pointer in pointers}
 
 
 def backends() -> list[str]:
@@ -361,12 +373,24 @@ def backends() -> list[str]:
     start()
     count = _must("ggml_backend_reg_count", ctypes.c_size_t)
     registry = _must("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
-    return [_device_text("ggml_backend_reg_name", registry(index)) for index in range(count())]
+    return [_text_of("ggml_backend_reg_name", registry(index)) for index in range(count())]
 
 
 def machine() -> dict[str, Any]:
     """Devices and backends as plain values: what `hardware.probe` takes for llama.cpp's answer."""
     return {"devices": [asdict(device) for device in devices()], "backends": backends()}
+
+
+def buffer_owners() -> dict[str, str]:
+    """Device by the name of its buffers in llama.cpp's log, where that is another name.
+
+    The first device of every RPC server has buffers called RPC0[HOST:PORT].
+    """
+    owners = {}
+    for name, pointer in _device_pointers().items():
+        buffers = _must("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)(pointer)
+        owners[_text_of("ggml_backend_buft_name", buffers)] = name
+    return owners
 
 
 def _device_info(device: int) -> DeviceInfo:
@@ -377,16 +401,16 @@ def _device_info(device: int) -> DeviceInfo:
     kind = _must("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(device)
     registry = _must("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)(device)
     return DeviceInfo(
-        name=_device_text("ggml_backend_dev_name", device),
-        description=_device_text("ggml_backend_dev_description", device),
-        backend=_device_text("ggml_backend_reg_name", registry),
+        name=_text_of("ggml_backend_dev_name", device),
+        description=_text_of("ggml_backend_dev_description", device),
+        backend=_text_of("ggml_backend_reg_name", registry),
         kind=DEVICE_KINDS[kind] if 0 <= kind < len(DEVICE_KINDS) else "accel",
         free_bytes=free.value,
         total_bytes=total.value,
     )
 
 
-def _device_text(function: str, pointer: int) -> str:
+def _text_of(function: str, pointer: int) -> str:
     text = _must(function, ctypes.c_char_p, ctypes.c_void_p)(pointer) or b""
     return str(text.decode("utf-8", "replace"))
 
@@ -414,6 +438,10 @@ def place_weights(params: Any, placement: Placement) -> list[Any]:
     """Set what llama_model_params says of a placement; the result must outlive the load."""
     params.n_gpu_layers = placement.gpu_layers
     kept: list[Any] = []
+    if placement.devices is not None:
+        devices = _device_array(placement.devices)
+        params.devices = ctypes.addressof(devices)
+        kept.append(devices)
     if placement.tensor_split:
         split = (ctypes.c_float * lib.LLAMA_MAX_DEVICES)(*placement.tensor_split)
         params.tensor_split = split
@@ -428,6 +456,15 @@ def place_weights(params: Any, placement: Placement) -> list[Any]:
     if not placement.mmap:
         params.load_mode = 0  # LLAMA_LOAD_MODE_NONE
     return kept
+
+
+def _device_array(names: Sequence[str]) -> Any:
+    """llama_model_params.devices: the devices that are called so, and a null at the end."""
+    pointers = _device_pointers()
+    for name in names:
+        if name not in pointers:
+            raise EngineError(f"The device {name} is gone.", "qwq doctor")
+    return (ctypes.c_void_p * (len(names) + 1))(*(pointers[name] for name in names))
 
 
 def place_cache(params: Any, placement: Placement) -> None:
@@ -447,7 +484,7 @@ def place_cache(params: Any, placement: Placement) -> None:
 
 
 def dry_load(path: Path, placement: Placement, vocabulary: tuple[str, int]) -> dict[str, int]:
-    """Bytes of compute buffer per buffer type that a load with this placement would take.
+    """Bytes of compute buffer per device that a load with this placement would take.
 
     Nothing is allocated and no weight is read. `vocabulary` is the architecture and the number of
     tokens, so that llama.cpp need not build its tokenizer: half of the time of a dry load.
@@ -492,12 +529,16 @@ def _without_vocabulary(architecture: str, n_vocab: int) -> Any:
 
 
 def _compute_buffers(load_log: str) -> dict[str, int]:
-    """Bytes by buffer type, from `sched_reserve: <name> compute buffer size = <n> MiB`."""
-    found: dict[str, int] = {}
+    """Bytes by device, from `sched_reserve: <buffers> compute buffer size = <n> MiB`.
+
+    Buffers that are not a device's usual ones keep their own name.
+    """
+    owners, found = buffer_owners(), dict[str, int]()
     for line in load_log.splitlines():
         head, _, size = line.partition(" compute buffer size = ")
         if size:
             name = head.rpartition(": ")[2].strip()
+            name = owners.get(name, name)
             found[name] = found.get(name, 0) + round(float(size.split()[0]) * 2**20)
     return found
 

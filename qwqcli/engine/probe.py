@@ -1,7 +1,7 @@
 """A short-lived child that asks llama.cpp about this machine: its devices, and dry loads.
 
-Contract: `python -m qwqcli.engine.probe [HOST:PORT]` prints one JSON object with the devices, then
-answers each line of its stdin, a dry load to do, with one JSON object; it leaves when stdin ends.
+Contract: `python -m qwqcli.engine.probe [HOST:PORT,...]` prints one JSON object with the devices,
+then answers each line of its stdin, a dry load to do, with another; it leaves when stdin ends.
 `Probe` is the parent's side: native code never runs in the parent, and nothing waits longer than
 its limit. A probe that fails is a fact too: its answer says why and has no devices.
 Not here: what the system says without llama.cpp (hardware.py), and what is made of it (plan.py).
@@ -112,7 +112,7 @@ def _devices(native: Any, arguments: list[str]) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         for endpoint in arguments:
-            native.add_rpc_device(endpoint)
+            native.add_rpc_devices(endpoint)
         found = native.machine()
     except QwqError as error:
         return {"error": error.message}

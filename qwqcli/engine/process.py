@@ -55,6 +55,7 @@ def open_engine(path: Path, settings: Settings, cache: Path) -> ProcessEngine:
         gpu_layers=settings.gpu_layers,
         extra_bufts=True,
         rpc=settings.rpc,
+        device=settings.device,
     )
     return ProcessEngine(spec, cache)
 
@@ -190,7 +191,8 @@ def safer(spec: EngineSpec, starved: bool, on_gpu: bool) -> tuple[EngineSpec, st
     if starved and spec.squeeze < RESTARTS:
         return replace(spec, squeeze=spec.squeeze + 1), "It is started again with less memory."
     if spec.rpc:
-        return replace(spec, rpc=None, gpu_layers=0), "It is started again without the RPC device."
+        alone = replace(spec, rpc=None, device="none", gpu_layers=0)
+        return alone, "It is started again without the RPC device."
     if spec.gpu_layers != 0 and on_gpu:
         return replace(spec, gpu_layers=0), "It is started again on the CPU."
     if spec.extra_bufts:
