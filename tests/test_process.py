@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import rpc_server
+from hypothesis import given
+from hypothesis import strategies as st
 
-from qwqcli.engine import Engine, EngineSpec, wire
+from qwqcli.engine import Engine, EngineSpec, wire, worker
 from qwqcli.engine.llama import LlamaEngine
 from qwqcli.engine.process import ProcessEngine, safer
 from qwqcli.errors import BadFile, ContextFull, EngineError
@@ -138,12 +140,19 @@ def test_killed_while_prompting(smollm_spec: EngineSpec, cache: Path) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("kind", [Reasoning, Answer])
-@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])
-def test_killed_in_mid_reply(engine: ProcessEngine, kind: type[Event], death: int) -> None:
+DEATHS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL]
+
+
+@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize(("model", "kind"), [("tiny_spec", Reasoning), ("smollm_spec", Answer)])
+def test_killed_in_mid_reply(
+    model: str, kind: type[Event], death: int, cache: Path, request: pytest.FixtureRequest
+) -> None:
     """Killed while thinking or answering, what was said is kept and the talk goes on."""
+    engine = ProcessEngine(request.getfixturevalue(model), cache)
+    long = replace(GREEDY, max_tokens=1000)
     events: list[Event] = []
-    for event in engine.stream(SUM, GREEDY):
+    for event in engine.stream([Message("user", "What is 4718 + 8661? Tell all.")], long):
         if isinstance(event, kind) and not notices(events):
             os.kill(engine.pid, death)
             time.sleep(0.05)
@@ -151,7 +160,8 @@ def test_killed_in_mid_reply(engine: ProcessEngine, kind: type[Event], death: in
     assert stop(events) == "died"
     assert text(events)
     assert "The engine" in notices(events)
-    assert "133" in text(list(engine.stream(SUM, GREEDY)))
+    assert stop(list(engine.stream(SUM, replace(GREEDY, max_tokens=2)))) == "length"
+    engine.close()
 
 
 def test_child_that_hangs(tiny_spec: EngineSpec, cache: Path) -> None:
@@ -302,6 +312,54 @@ def test_wire_round_trip(value: object) -> None:
     line = wire.encode(value)
     assert line.count(b"\n") == 1
     assert wire.decode(line) == value
+
+
+PIECES = st.lists(
+    st.tuples(st.sampled_from([Reasoning, Answer, Notice]), st.text(max_size=3), st.floats(0, 0.1))
+)
+
+
+@given(PIECES)
+def test_gathering_changes_nothing_but_the_number(pieces: list[tuple[type, str, float]]) -> None:
+    """Pieces that come close together are joined: same texts in the same order, same counts."""
+    now = 0.0
+
+    def reply() -> Iterator[Event]:
+        nonlocal now
+        for count, (kind, text, pause) in enumerate(pieces):
+            now += pause
+            yield Notice(text) if kind is Notice else kind(text, count)
+        yield Done("end", Stats())
+
+    def runs(events: list[Event]) -> list[tuple[type, str, int]]:
+        """Neighbours of one kind as one: kind, text, last count."""
+        joined: list[tuple[type, str, int]] = []
+        for event in events:
+            kind, text, count = type(event), getattr(event, "text", ""), getattr(event, "tokens", 0)
+            if joined and joined[-1][0] is kind and kind is not Notice:
+                text = joined.pop()[1] + text
+            joined.append((kind, text, count))
+        return joined
+
+    apart = runs(list(reply()))
+    now = 0.0
+    together = list(worker.gathered(reply(), clock=lambda: now))
+    assert runs(together) == apart
+
+
+def test_pieces_far_apart_are_said_at_once() -> None:
+    """A piece waits only where one was said a moment ago; an error brings out what was held."""
+    times = iter([0.0, 0.0, 1.0, 1.0, 1.01, 1.02])
+
+    def reply() -> Iterator[Event]:
+        for count, text in enumerate("abcd", 1):
+            yield Answer(text, count)
+        raise EngineError("gone")
+
+    events = worker.gathered(reply(), clock=lambda: next(times))
+    assert [next(events) for _ in range(3)] == [Answer("a", 1), Answer("b", 2), Answer("cd", 4)]
+    with pytest.raises(EngineError):
+        next(events)
 
 
 def test_wire_builds_nothing_else() -> None:

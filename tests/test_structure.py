@@ -53,6 +53,7 @@ OWNERS = {
     "markdown_it": {"markdown"},
     "huggingface_hub": {"hub.sources"},
     "filelock": {"hub.store"},
+    "numpy": {"engine.native"},
     "torch": set(),
 }
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
 
 from qwqcli.config import FlashAttn
 from qwqcli.engine import MEMORY_WORDS
@@ -274,6 +276,7 @@ class Context:
                 f"Try --ctx {max(256, placement.n_ctx // 2)}",
             )
         self._memory = lib.llama_get_memory(self._context)
+        self._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         self._tokens = (lib.llama_token * placement.n_batch)()
         self.n_batch = placement.n_batch
 
@@ -299,6 +302,12 @@ class Context:
             return False
         raise EngineError(f"llama.cpp failed to decode (code {code}): {_last_error()}")
 
+    def logits(self) -> NDArray[np.float32]:
+        """The logits of the last decoded position, one a token; valid until the next decode."""
+        pointer = lib.llama_get_logits_ith(self._context, -1)
+        values = (ctypes.c_float * self._n_vocab).from_address(ctypes.addressof(pointer.contents))
+        return np.frombuffer(memoryview(values), np.float32)
+
     def cut(self, length: int) -> bool:
         """Forget everything after the first `length` tokens; False if the model cannot."""
         return bool(lib.llama_memory_seq_rm(self._memory, 0, length, -1))
@@ -312,17 +321,34 @@ class Context:
             self._context = None
 
 
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
 class Sampler:
-    """Draws the next token: top_k, top_p, min_p, temperature, in the order that Qwen gives."""
+    """Draws the next token: top_k, top_p, min_p, temperature, in the order that Qwen gives.
+
+    What top_k would drop is left out before llama.cpp sees it. llama.cpp copies the logits of the
+    whole vocabulary into records and sorts those, for each token.
+    """
 
     def __init__(self, sampling: Sampling, seed: int) -> None:
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for link in self._links(sampling, seed):
             lib.llama_sampler_chain_add(self._chain, link)
+        self._keep = 1 if sampling.greedy else sampling.top_k
 
     def sample(self, context: Context) -> int:
         """The next token, drawn from the logits of the last decoded position."""
-        return int(lib.llama_sampler_sample(self._chain, context._context, -1))
+        logits = context.logits()
+        ids = likeliest(logits, self._keep)
+        if len(ids) < self._keep:  # logits that are no numbers: llama.cpp decides what that means
+            return int(lib.llama_sampler_sample(self._chain, context._context, -1))
+        candidates = np.empty(len(ids), _CANDIDATE)
+        candidates["id"], candidates["logit"] = ids, logits[ids]
+        data = candidates.ctypes.data_as(lib.llama_token_data_p)
+        array = lib.llama_token_data_array(data, len(ids), -1, False)
+        lib.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
 
     def close(self) -> None:
         lib.llama_sampler_free(self._chain)
@@ -337,6 +363,25 @@ class Sampler:
         yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
         yield lib.llama_sampler_init_temp(sampling.temperature)
         yield lib.llama_sampler_init_dist(seed)
+
+
+def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Indices of the `count` greatest logits and of some more, in no order; all for `count` 0.
+
+    The logits are seen as a table of 64 rows. `count` of its columns have a greatest value of at
+    least t, the `count`-th greatest of those values, so the logits that are sought are all >= t
+    and stand in the columns whose greatest value is.
+    """
+    columns = len(logits) // 64
+    if not 0 < count <= columns:
+        return np.arange(len(logits))
+    table = logits[: columns * 64].reshape(64, columns)
+    tops = table.max(axis=0)
+    least = np.partition(tops, columns - count)[columns - count]
+    chosen = np.flatnonzero(tops >= least)
+    rows, places = np.nonzero(table[:, chosen] >= least)
+    rest = np.arange(columns * 64, len(logits))
+    return np.concatenate([rows * columns + chosen[places], rest])
 
 
 @dataclass(frozen=True, slots=True)
