@@ -10,7 +10,8 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from qwqcli.errors import UsageError
 from qwqcli.messages import Sampling
@@ -51,7 +52,7 @@ class Settings:
 # setting -> (lowest, highest); what is outside is a slip, not a wish
 RANGES: dict[str, tuple[float, float]] = {
     "ctx": (256, 1 << 20),
-    "threads": (1, 1024),
+    "threads": (1, 512),  # GGML_MAX_N_THREADS
     "temperature": (0.0, 5.0),
     "top_p": (0.0, 1.0),
     "top_k": (0, 1_000_000),
@@ -141,13 +142,13 @@ def convert(name: str, value: Any, source: str) -> Any:
     hints = get_type_hints(Settings)
     if name not in hints:
         raise UsageError(f"{source} sets '{name}', which is not a setting.", nearest(name, hints))
-    wanted = hints[name]
-    if value is None and type(None) in get_args(wanted):
+    optional = get_origin(hints[name]) in (Union, UnionType)
+    if value is None and optional:
         return None
+    wanted = get_args(hints[name])[0] if optional else hints[name]  # T | None is T
     if get_origin(wanted) is Literal:
         return _choice(name, value, get_args(wanted), source)
-    kind = next(t for t in (get_args(wanted) or (wanted,)) if t is not type(None))
-    return _in_range(name, _number_or_text(name, value, kind, source), source)
+    return _in_range(name, _number_or_text(name, value, wanted, source), source)
 
 
 def nearest(name: str, known: Any) -> str:
@@ -157,7 +158,8 @@ def nearest(name: str, known: Any) -> str:
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...], source: str) -> str:
-    # YAML reads a bare `off` as False, so say what was seen, not what was typed
+    if isinstance(value, bool) and {"on", "off"} <= set(choices):  # YAML's own on and off
+        value = "on" if value else "off"
     if value in choices:
         return str(value)
     raise UsageError(
@@ -185,7 +187,7 @@ def _in_range(name: str, value: Any, source: str) -> Any:
     low, high = RANGES[name]
     if not low <= value <= high:  # also false for NaN
         raise UsageError(
-            f"{source} sets {name} to {value}, outside {low:g} to {high:g}.",
-            f"Choose {name} between {low:g} and {high:g}",
+            f"{source} sets {name} to {value}, outside {low:,} to {high:,}.",
+            f"Choose {name} between {low} and {high}",
         )
     return value

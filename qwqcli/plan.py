@@ -393,7 +393,7 @@ def _reasons(case: Case, layout: Layout, plan: Plan) -> Iterator[str]:
     yield _why_layers(case, layout, plan)
     yield _why_kv(case, plan)
     yield _why_context(case, plan)
-    yield _why_flash(plan)
+    yield _why_flash(case, plan)
     yield from _why_rest(case, plan)
     yield _why_speed(case, plan)
 
@@ -472,7 +472,11 @@ def _why_context(case: Case, plan: Plan) -> str:
     return f"{text}: more does not fit, whatever else gives."
 
 
-def _why_flash(plan: Plan) -> str:
+def _why_flash(case: Case, plan: Plan) -> str:
+    if case.want.flash_attn in ("on", "off"):
+        dear = plan.flash_attn == "on" and plan.gpu_layers == 0
+        price = ", though it is slow on the CPU" if dear else ""
+        return f"Flash attention {plan.flash_attn}, as asked{price}."
     if plan.flash_attn == "off":
         return "Flash attention off: on the CPU it halves the speed in a long thought."
     if plan.gpu_layers == 0:
@@ -546,6 +550,11 @@ def _warnings(case: Case, plan: Plan) -> Iterator[str]:
         yield f"With {plan.n_ctx:,} tokens of context a long thought may be cut."
     if plan.type_k == "q4_0":
         yield "A KV cache in q4_0 makes long thoughts err more often; q8_0 does not."
+    if plan.threads > 2 * case.machine.cores:  # two threads of one core are still bearable
+        yield (
+            f"{plan.threads} threads on {case.machine.cores} cores wait for each other; without"
+            " --threads it is faster."
+        )
     for unused in case.machine.unused:
         if plan.gpu_layers == 0:
             yield f"{unused.name} is here, but this build cannot use it: {unused.install}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar, cast, get_args
 
 from qwqcli import catalog, hardware, quants
-from qwqcli.config import KV, nearest
+from qwqcli.config import KV, FlashAttn, nearest
 from qwqcli.engine.probe import Probe
 from qwqcli.errors import EngineError, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
@@ -26,6 +26,7 @@ from qwqcli.plan import Option, Plan, corrected, make_plan, options
 
 Choice = TypeVar("Choice", bound=str)
 KV_TYPES: tuple[KV, ...] = get_args(KV)
+FLASH_ATTN: tuple[FlashAttn, ...] = get_args(FlashAttn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ def one_of(value: str | None, choices: Sequence[Choice], option: str) -> Choice 
 def wish(
     n_ctx: int | None = None,
     kv: str | None = None,
+    flash_attn: str | None = None,
     prefer: str | None = None,
     gpu_layers: int | None = None,
     threads: int | None = None,
@@ -119,6 +121,7 @@ def wish(
         kv=one_of(kv, KV_TYPES, "--kv"),
         prefer=one_of(prefer, PREFERENCES, "--prefer"),
         gpu_layers=gpu_layers,
+        flash_attn=one_of(flash_attn, FLASH_ATTN, "--flash-attn"),
         threads=threads,
     )
     if margin is None:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwqcli import builtin, costs, quants
+from qwqcli.config import FlashAttn
 from qwqcli.errors import NoRoom, QwqError, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import (
@@ -389,6 +390,16 @@ def test_a_quantized_v_needs_flash_attention() -> None:
     plan = make_plan(Q4, machine("cpu-64"), Want(kv="q8_0"))
     assert (plan.type_v, plan.flash_attn) == ("q8_0", "on")
     assert any("slow on the CPU" in reason for reason in plan.reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "flash"), [("3090", "on"), ("3090", "off"), ("cpu-64", "on"), ("cpu-64", "off")]
+)
+def test_flash_attention_as_asked(name: str, flash: FlashAttn) -> None:
+    """What was asked for is done and said, also where the plan would do otherwise."""
+    plan = make_plan(Q4, machine(name), Want(flash_attn=flash))
+    assert plan.flash_attn == flash
+    assert any(f"Flash attention {flash}, as asked" in reason for reason in plan.reasons)
 
 
 def test_yarn_only_beyond_the_native_context() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qwqcli.commands import Ctx, Device, Env, GpuLayers, Rpc, Threads, app
+from qwqcli.commands import Ctx, Device, Env, Flash, GpuLayers, Kv, Rpc, Threads, app
 from qwqcli.terminal import Output, Screen
 
 
@@ -17,7 +17,8 @@ def plan(
         str | None, typer.Argument(metavar="[MODEL|QUANT]", help="All quantizations if absent.")
     ] = None,
     ctx_tokens: Ctx = None,
-    kv: Annotated[str | None, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = None,
+    kv: Kv = None,
+    flash_attn: Flash = None,
     prefer: Annotated[
         str | None, typer.Option(help="What to keep longest: context, speed or quality.")
     ] = None,
@@ -44,7 +45,7 @@ def plan(
     from qwqcli import planning, tables
 
     env: Env = ctx.obj
-    want = planning.wish(ctx_tokens, kv, prefer, gpu_layers, threads, margin)
+    want = planning.wish(ctx_tokens, kv, flash_attn, prefer, gpu_layers, threads, margin)
     asked = planning.Asked(model, want, machine, vram, ram, rpc, device)
     tables.show_answer(*planning.answer(asked), Output(env.stdout, env.environ), as_json=json)
 
