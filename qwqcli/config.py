@@ -187,7 +187,7 @@ def _in_range(name: str, value: Any, source: str) -> Any:
     low, high = RANGES[name]
     if not low <= value <= high:  # also false for NaN
         raise UsageError(
-            f"{source} sets {name} to {value}, outside {low:,} to {high:,}.",
-            f"Choose {name} between {low} and {high}",
+            f"{source} sets {name} to {value}, outside {low:.10g} to {high:.10g}.",
+            f"Choose {name} between {low:.10g} and {high:.10g}",
         )
     return value
