@@ -8,6 +8,7 @@ QwqError                 1  anything below that has no code of its own
 ├── BadFile              5  a model file that is not what it should be
 ├── EngineError          6  llama.cpp refused, or its process died
 │   └── ContextFull      7  the conversation does not fit into the context
+├── StoreError           1  sessions cannot be read or written; a chat goes on without them
 ├── NoAnswer             7  the reply ended inside its thought: there is no answer
 └── ClosedPipe         141  who read our output has left; nothing is said
 
@@ -69,6 +70,10 @@ class ContextFull(EngineError):
     """The conversation does not fit into the context window."""
 
     exit_code = 7
+
+
+class StoreError(QwqError):
+    """The sessions on disk cannot be read or written; the conversation itself is not harmed."""
 
 
 class ClosedPipe(QwqError):

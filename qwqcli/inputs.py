@@ -5,13 +5,36 @@ Only text passes: bytes that are not UTF-8, or that hold a NUL, are refused with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from qwqcli.errors import UsageError
 
 _UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A text file as it was when it was attached."""
+
+    name: str
+    text: str
+
+
+def with_attachments(question: str, attachments: Sequence[Attachment]) -> str:
+    """The question, then each file under its name, fenced; parts that are empty are left out."""
+    parts = [question, *(_fenced(file) for file in attachments)]
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+def _fenced(file: Attachment) -> str:
+    """The file between fences that are longer than any in it."""
+    runs = re.findall(r"^ {0,3}(`{3,})", file.text, re.MULTILINE)
+    fence = "`" * max([3, *(len(run) + 1 for run in runs)])
+    return f"{file.name}:\n{fence}\n{file.text}\n{fence}"
 
 
 def read_prompt(words: Sequence[str], piped: BinaryIO | None, files: Sequence[Path]) -> str:
@@ -23,8 +46,8 @@ def read_prompt(words: Sequence[str], piped: BinaryIO | None, files: Sequence[Pa
     parts = [question.strip()]
     if piped is not None:
         parts.append(decode(piped.read(), "Standard input").strip("\r\n"))
-    parts += [f"{path.name}:\n```\n{read_file(path)}\n```" for path in files]
-    text = "\n\n".join(part for part in parts if part.strip())
+    said = "\n\n".join(part for part in parts if part.strip())
+    text = with_attachments(said, [Attachment(path.name, read_file(path)) for path in files])
     if not text:
         raise UsageError("There is nothing to ask.", "qwq ask 'What is 47 + 86?'")
     return text

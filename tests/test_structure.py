@@ -54,6 +54,7 @@ OWNERS = {
     "huggingface_hub": {"hub.sources"},
     "filelock": {"hub.store"},
     "numpy": {"engine.native"},
+    "sqlite3": {"sessions"},
     "torch": set(),
 }
 
