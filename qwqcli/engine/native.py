@@ -277,6 +277,7 @@ class Context:
             )
         self._memory = lib.llama_get_memory(self._context)
         self._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
+        self._logits: dict[int, NDArray[np.float32]] = {}  # by address
         self._tokens = (lib.llama_token * placement.n_batch)()
         self.n_batch = placement.n_batch
 
@@ -304,9 +305,11 @@ class Context:
 
     def logits(self) -> NDArray[np.float32]:
         """The logits of the last decoded position, one a token; valid until the next decode."""
-        pointer = lib.llama_get_logits_ith(self._context, -1)
-        values = (ctypes.c_float * self._n_vocab).from_address(ctypes.addressof(pointer.contents))
-        return np.frombuffer(memoryview(values), np.float32)
+        address = ctypes.addressof(lib.llama_get_logits_ith(self._context, -1).contents)
+        if address not in self._logits:  # a few places, as the buffer grows
+            values = (ctypes.c_float * self._n_vocab).from_address(address)
+            self._logits[address] = np.frombuffer(memoryview(values), np.float32)
+        return self._logits[address]
 
     def cut(self, length: int) -> bool:
         """Forget everything after the first `length` tokens; False if the model cannot."""
@@ -336,6 +339,8 @@ class Sampler:
         for link in self._links(sampling, seed):
             lib.llama_sampler_chain_add(self._chain, link)
         self._keep = 1 if sampling.greedy else sampling.top_k
+        self._records = np.empty(0, _CANDIDATE)
+        self._data: Any = None  # where they are
 
     def sample(self, context: Context) -> int:
         """The next token, drawn from the logits of the last decoded position."""
@@ -343,12 +348,18 @@ class Sampler:
         ids = likeliest(logits, self._keep)
         if len(ids) < self._keep:  # logits that are no numbers: llama.cpp decides what that means
             return int(lib.llama_sampler_sample(self._chain, context._context, -1))
-        candidates = np.empty(len(ids), _CANDIDATE)
-        candidates["id"], candidates["logit"] = ids, logits[ids]
-        data = candidates.ctypes.data_as(lib.llama_token_data_p)
-        array = lib.llama_token_data_array(data, len(ids), -1, False)
-        lib.llama_sampler_apply(self._chain, ctypes.byref(array))
-        return int(array.data[array.selected].id)
+        candidates = self._candidates_of(ids, logits)
+        lib.llama_sampler_apply(self._chain, ctypes.byref(candidates))
+        return int(candidates.data[candidates.selected].id)
+
+    def _candidates_of(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> Any:
+        """The tokens `ids` as a llama_token_data_array, in memory that every token uses again."""
+        if len(ids) > len(self._records):
+            self._records = np.empty(2 * len(ids), _CANDIDATE)
+            self._data = self._records.ctypes.data_as(lib.llama_token_data_p)
+        self._records["id"][: len(ids)] = ids
+        self._records["logit"][: len(ids)] = logits[ids]
+        return lib.llama_token_data_array(self._data, len(ids), -1, False)
 
     def close(self) -> None:
         lib.llama_sampler_free(self._chain)
@@ -378,10 +389,11 @@ def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     table = logits[: columns * 64].reshape(64, columns)
     tops = table.max(axis=0)
     least = np.partition(tops, columns - count)[columns - count]
-    chosen = np.flatnonzero(tops >= least)
-    rows, places = np.nonzero(table[:, chosen] >= least)
-    rest = np.arange(columns * 64, len(logits))
-    return np.concatenate([rows * columns + chosen[places], rest])
+    chosen = (tops >= least).nonzero()[0]
+    rows, places = (table[:, chosen] >= least).nonzero()
+    ids = rows * columns + chosen[places]
+    rest = len(logits) - columns * 64
+    return np.append(ids, np.arange(columns * 64, len(logits))) if rest else ids
 
 
 @dataclass(frozen=True, slots=True)
