@@ -6,12 +6,13 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-from qwqcli.engine import Cancel
+from qwqcli.engine import Control
+from qwqcli.messages import Order
 
 
 @contextlib.contextmanager
-def interruptible(*, twice_leaves: bool = False) -> Iterator[Cancel]:
-    """Yield the question whether Ctrl-C was pressed; a second press may raise as it always did."""
+def interruptible(*, twice_leaves: bool = False) -> Iterator[Control]:
+    """Yield a control that says STOP after Ctrl-C; a second press may raise as it always did."""
     pressed = False
 
     def press(signum: int, frame: object) -> None:
@@ -22,6 +23,6 @@ def interruptible(*, twice_leaves: bool = False) -> Iterator[Cancel]:
 
     before = signal.signal(signal.SIGINT, press)
     try:
-        yield lambda: pressed
+        yield lambda: Order.STOP if pressed else Order.GO_ON
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,12 +1,13 @@
 """The values that flow between the engine and whoever draws, stores or times a reply.
 
 All of them are small, frozen and free of behaviour beyond arithmetic on their own fields.
-A reply is an iterator of events: Loading*, Loaded once, Prompting*, Reasoning*, Answer*, one Done
-at the end, and a Notice wherever something had to be said. Done also comes after a cancel.
+A reply is an iterator of events: Loading*, Loaded once, Prompting*, Room, Reasoning*, Answer*, one
+Done at the end, and a Notice wherever something had to be said. Done also comes after a stop.
 """
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,6 +16,18 @@ Role = Literal["system", "user", "assistant"]
 # end: the model ended its turn · length: --max-tokens · context: the window is full ·
 # interrupted: the person stopped it · died: the engine's process died in mid-reply
 Stop = Literal["end", "length", "context", "interrupted", "died"]
+
+# closed: by the model itself · budget: of tokens or seconds · answer_now: the person asked ·
+# loop: it went in circles · context: only the answer's reserve was left
+ThoughtEnd = Literal["closed", "budget", "answer_now", "loop", "context"]
+
+
+class Order(enum.IntEnum):
+    """What a person wants of the reply that is being given."""
+
+    GO_ON = 0
+    STOP = 1
+    ANSWER = 2  # think no further and answer from what was thought so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,20 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature <= 0 or self.top_k == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When a thought is closed from outside. The default never does.
+
+    `tokens` and `seconds` count the thought alone. `reserve` tokens of the context are kept for
+    the answer, of a small one at most a quarter. `guard` ends thoughts that go in circles.
+    """
+
+    tokens: int | None = None
+    seconds: float | None = None
+    reserve: int = 0
+    guard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +132,29 @@ class Prompting:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What this reply has room for, told once before its first token.
+
+    `context` tokens in all, of which the prompt takes `prompt`; a thought is closed after `thought`
+    tokens or `seconds`, None where nothing but the context limits it.
+    """
+
+    context: int
+    prompt: int
+    thought: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reasoning:
-    """A piece of the thought; `tokens` is the number of tokens of thought so far."""
+    """A piece of the thought; `tokens` is the number of tokens of thought so far.
+
+    `end` is set on the piece that closes the thought, and says why it ended.
+    """
 
     text: str
     tokens: int
+    end: ThoughtEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +174,11 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a reply, however it ended."""
+    """The end of a reply, however it ended; `thought_end` is None without a closed thought."""
 
     stop: Stop
     stats: Stats
+    thought_end: ThoughtEnd | None = None
 
 
-Event: TypeAlias = Loading | Loaded | Prompting | Reasoning | Answer | Notice | Done
+Event: TypeAlias = Loading | Loaded | Prompting | Room | Reasoning | Answer | Notice | Done

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qwqcli.config import Thinking
-from qwqcli.engine import Cancel
+from qwqcli.engine import Control
 from qwqcli.errors import INTERRUPTED, ContextFull, EngineError, NoAnswer, QwqError
 from qwqcli.markdown import MarkdownStream
 from qwqcli.messages import (
@@ -24,10 +24,13 @@ from qwqcli.messages import (
     Loaded,
     Loading,
     Notice,
+    Order,
     Prompting,
     Reasoning,
+    Room,
     Stats,
     Stop,
+    ThoughtEnd,
 )
 from qwqcli.terminal import Clock, Output, Screen, StatusLine, clip, visible
 
@@ -115,6 +118,7 @@ class Reply:
     answer: str
     stop: Stop
     stats: Stats
+    thought_end: ThoughtEnd | None = None
 
     @property
     def exit_code(self) -> int:
@@ -162,6 +166,8 @@ class View:
 
     def prompting(self, event: Prompting) -> None: ...
 
+    def room(self, event: Room) -> None: ...
+
     def reasoning(self, event: Reasoning) -> None: ...
 
     def answer(self, event: Answer) -> None: ...
@@ -192,6 +198,8 @@ def draw_reply(events: Iterable[Event], view: View) -> Reply:
                     view.loaded(event)
                 case Prompting():
                     view.prompting(event)
+                case Room():
+                    view.room(event)
                 case Reasoning(text):
                     thought.append(text)
                     view.reasoning(event)
@@ -200,8 +208,8 @@ def draw_reply(events: Iterable[Event], view: View) -> Reply:
                     view.answer(event)
                 case Notice():
                     view.notice(event)
-                case Done(stop, stats):
-                    reply = Reply("".join(thought), "".join(answer), stop, stats)
+                case Done(stop, stats, end):
+                    reply = Reply("".join(thought), "".join(answer), stop, stats, end)
                     view.done(reply)
     finally:
         view.close()
@@ -210,12 +218,12 @@ def draw_reply(events: Iterable[Event], view: View) -> Reply:
     return reply
 
 
-def ticking(view: View, cancel: Cancel) -> Cancel:
-    """`cancel` that gives `view` a tick each time it is asked, which engines do while they wait."""
+def ticking(view: View, control: Control) -> Control:
+    """`control` that gives `view` a tick each time it is asked, as engines do while they wait."""
 
-    def ask() -> bool:
+    def ask() -> Order:
         view.tick()
-        return cancel()
+        return control()
 
     return ask
 
@@ -431,6 +439,7 @@ class JsonView(TerminalView):
             "reasoning": reply.reasoning,
             "answer": reply.answer,
             "stop": reply.stop,
+            "thought_end": reply.thought_end,
             "stats": stats_object(reply.stats),
         }
         _write_json(self._out, value)
@@ -452,6 +461,9 @@ class StreamJsonView(View):
     def prompting(self, event: Prompting) -> None:
         self._write("prompting", event)
 
+    def room(self, event: Room) -> None:
+        self._write("room", event)
+
     def reasoning(self, event: Reasoning) -> None:
         self._write("reasoning", event)
 
@@ -463,8 +475,8 @@ class StreamJsonView(View):
 
     def done(self, reply: Reply) -> None:
         stats = stats_object(reply.stats)
-        value = {"type": "done", "model": self._model, "stop": reply.stop, "stats": stats}
-        _write_json(self._out, value)
+        how = {"stop": reply.stop, "thought_end": reply.thought_end}
+        _write_json(self._out, {"type": "done", "model": self._model, **how, "stats": stats})
 
     def _write(self, kind: str, event: Event) -> None:
         _write_json(self._out, {"type": kind, **asdict(event)})

@@ -14,19 +14,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwqcli.engine import Cancel, EngineInfo, never
+from qwqcli.engine import UNLIMITED, Control, EngineInfo, never
 from qwqcli.errors import EngineError, QwqError
 from qwqcli.messages import (
     Answer,
+    Budget,
     Done,
     Event,
     Loading,
     Message,
+    Order,
     Prompting,
     Reasoning,
     Sampling,
     Stats,
 )
+
+CLOSING = "\n\nThat is enough thought."  # what closes a thought from outside
 
 # a reply: its events, or (reasoning, answer), or an error to raise
 Script = Sequence[Event] | tuple[str, str] | QwqError
@@ -41,6 +45,8 @@ class ScriptedEngine:
     load_s: float = 0.0  # the first reply begins with this much loading
     sent: list[list[Message]] = field(default_factory=list)
     sampling: list[Sampling] = field(default_factory=list)
+    budgets: list[Budget] = field(default_factory=list)
+    thinking: list[bool] = field(default_factory=list)
     closed: int = 0
 
     def info(self) -> EngineInfo:
@@ -56,9 +62,10 @@ class ScriptedEngine:
         self,
         messages: Sequence[Message],
         sampling: Sampling,
-        cancel: Cancel = never,
+        control: Control = never,
         *,
         thinking: bool = True,
+        budget: Budget = UNLIMITED,
     ) -> Iterator[Event]:
         """The next script; the last one is repeated for ever."""
         if self.closed:
@@ -66,34 +73,45 @@ class ScriptedEngine:
         script = self.replies[min(len(self.sent), len(self.replies) - 1)]
         self.sent.append(list(messages))
         self.sampling.append(sampling)
+        self.budgets.append(budget)
+        self.thinking.append(thinking)
         if isinstance(script, QwqError):
             raise script
-        yield from self._play([*self._loading(), *events(script)], cancel)
+        yield from self._play([*self._loading(), *events(script)], control)
 
     def _loading(self) -> list[Event]:
         load_s, self.load_s = self.load_s, 0.0
         steps = int(load_s / 0.05)
         return [Loading(step / steps) for step in range(steps)]
 
-    def _wait(self, seconds: float, cancel: Cancel) -> bool:
-        """Ask `cancel` now and then, as the real engine does while its child is silent."""
+    def _wait(self, seconds: float, control: Control) -> Order:
+        """Ask `control` now and then, as the real engine does while its child is silent."""
         for _ in range(int(seconds / 0.05)):
             time.sleep(0.05)
-            if cancel():
-                return True
+            if order := control():
+                return order
         time.sleep(seconds % 0.05)
-        return cancel()
+        return control()
 
-    def _play(self, script: list[Event], cancel: Cancel) -> Iterator[Event]:
-        stats = Stats()
+    def _play(self, script: list[Event], control: Control) -> Iterator[Event]:
+        """Say the events; at an order to answer, the thought is closed and the rest of it cut."""
+        stats, end = Stats(), None
         for event in script:
-            if self._wait(0.05 if isinstance(event, Loading) else self.delay_s, cancel):
-                yield Done("interrupted", stats)
+            order = self._wait(0.05 if isinstance(event, Loading) else self.delay_s, control)
+            if order == Order.STOP:
+                yield Done("interrupted", stats, end)
                 return
             if isinstance(event, Reasoning):
+                if end == "answer_now":
+                    continue
                 stats = replace(stats, reasoning_tokens=event.tokens)
+                end = event.end
+                if order == Order.ANSWER and not end:
+                    event = Reasoning(CLOSING, event.tokens, end := "answer_now")
             if isinstance(event, Answer):
                 stats = replace(stats, answer_tokens=event.tokens)
+            if isinstance(event, Done) and end:
+                event = replace(event, thought_end=end)
             yield event
 
 
@@ -124,6 +142,7 @@ def events(script: Sequence[Event] | tuple[str, str]) -> list[Event]:
     return [
         Prompting(31, 31),
         *(Reasoning(word, at) for at, word in enumerate(reasoning, 1)),
+        *([Reasoning("", len(reasoning), "closed")] if reasoning and answer else []),
         *(Answer(word, at) for at, word in enumerate(answer, 1)),
         Done("end", Stats(31, 12, len(reasoning), len(answer), 0.21, 1.5, 0.1, 1.6, 7)),
     ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from qwqcli.engine import EngineSpec
+from qwqcli.engine import Control, EngineSpec
 from qwqcli.engine.llama import LlamaEngine, _Clock, _Reply
 from qwqcli.errors import BadFile, ContextFull, EngineError
-from qwqcli.messages import Answer, Done, Event, Message, Prompting, Reasoning, Sampling
+from qwqcli.messages import Answer, Done, Event, Message, Order, Prompting, Reasoning, Sampling
 from qwqcli.reasoning import Splitter
 
 GREEDY = Sampling(temperature=0, max_tokens=200)
@@ -45,10 +45,10 @@ def done(events: list[Event]) -> Done:
     return events[-1]
 
 
-def after(count: int) -> Callable[[], bool]:
-    """A cancel that says stop when it is asked for the `count`-th time."""
+def after(count: int, order: Order = Order.STOP) -> Control:
+    """A control that gives its order when it is asked for the `count`-th time, and from then on."""
     asked = iter(range(1, 1_000_000))
-    return lambda: next(asked) >= count
+    return lambda: order if next(asked) >= count else Order.GO_ON
 
 
 def test_built_in_model_thinks_then_answers(engine: LlamaEngine) -> None:

@@ -23,11 +23,13 @@ from qwqcli.engine.process import ProcessEngine, safer
 from qwqcli.errors import BadFile, ContextFull, EngineError
 from qwqcli.messages import (
     Answer,
+    Budget,
     Done,
     Event,
     Loading,
     Message,
     Notice,
+    Order,
     Prompting,
     Reasoning,
     Sampling,
@@ -79,7 +81,7 @@ def test_contract_of_a_reply(either: Engine) -> None:
 def test_contract_of_cancel(either: Engine) -> None:
     """Cancelled at once, a reply ends as interrupted, and the next one is whole."""
     either.info()
-    assert stop(list(either.stream(SUM, GREEDY, lambda: True))) == "interrupted"
+    assert stop(list(either.stream(SUM, GREEDY, lambda: Order.STOP))) == "interrupted"
     assert stop(list(either.stream(SUM, GREEDY))) == "end"
 
 
@@ -111,7 +113,7 @@ def test_loading_is_told_and_does_not_block(smollm_spec: EngineSpec, cache: Path
 def test_cancel_while_loading(smollm_spec: EngineSpec, cache: Path) -> None:
     """Stopped before the model is there, a reply ends at once and the load goes on."""
     engine = ProcessEngine(smollm_spec, cache)
-    assert stop(list(engine.stream(SUM, GREEDY, lambda: True))) == "interrupted"
+    assert stop(list(engine.stream(SUM, GREEDY, lambda: Order.STOP))) == "interrupted"
     assert stop(list(engine.stream(SUM, replace(GREEDY, max_tokens=3)))) == "length"
     engine.close()
 
@@ -297,9 +299,9 @@ def test_death_for_want_of_memory_gives_up_memory_first() -> None:
 
 VALUES = [
     wire.Load(EngineSpec("a b.gguf", n_ctx=None), "/tmp/c"),
-    wire.Ask(3, (Message("user", "你好 \ud800 \0 \u2028"),), Sampling(seed=1), True),
+    wire.Ask(3, (Message("user", "你好 \ud800 \0 \u2028"),), Sampling(seed=1), True, Budget(9)),
     wire.Count(()),
-    wire.Cancel(7),
+    wire.Give(7, Order.ANSWER),
     Reasoning('"\n', 4),
     Done("end", Stats(prompt_tokens=3)),
     wire.Failed("ContextFull", "m", "h"),

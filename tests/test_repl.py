@@ -16,7 +16,7 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from qwqcli.config import Paths, Settings
-from qwqcli.engine import Cancel, never
+from qwqcli.engine import Control, never
 from qwqcli.errors import ContextFull, EngineError, QwqError
 from qwqcli.interrupt import interruptible
 from qwqcli.messages import Answer, Done, Message, Reasoning, Stats
@@ -31,7 +31,7 @@ PASTE = "\x1b[200~{}\x1b[201~"
 
 
 @contextmanager
-def no_keys() -> Iterator[Cancel]:
+def no_keys() -> Iterator[Control]:
     yield never
 
 
@@ -391,9 +391,9 @@ def test_plain_prompt_continues_after_a_backslash() -> None:
 def test_interruptible_restores_the_handler() -> None:
     """SIGINT sets the flag, as often as it comes, and raises again afterwards."""
     before = signal.getsignal(signal.SIGINT)
-    with interruptible() as cancel:
-        assert not cancel()
+    with interruptible() as control:
+        assert not control()
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        assert cancel()
+        assert control()
     assert signal.getsignal(signal.SIGINT) is before

@@ -92,8 +92,8 @@ def ask(
         view = render.StreamJsonView(screen, ref.name)
     engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
     with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
-        cancel = render.ticking(view, pressed)
-        reply = render.draw_reply(engine.stream(messages, settings.sampling, cancel), view)
+        control = render.ticking(view, pressed)
+        reply = render.draw_reply(engine.stream(messages, settings.sampling, control), view)
         if stats:
             screen.err.write(render.stats_line(reply.stats) + "\n")
             screen.err.write(engine.info().placement + "\n")

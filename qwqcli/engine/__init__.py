@@ -11,18 +11,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwqcli.config import KV, FlashAttn
-from qwqcli.messages import Event, Message, Sampling
+from qwqcli.messages import Budget, Event, Message, Order, Sampling
 
 NO_GPU = "all layers on the CPU"  # how EngineInfo.placement begins where that is so
 # what llama.cpp and its backends say when memory is refused, in lower case
 MEMORY_WORDS = ("out of memory", "outofmemory", "failed to allocate", "unable to allocate")
 
-Cancel = Callable[[], bool]  # asked between tokens and prompt batches; True stops the reply
+UNLIMITED = Budget()
+
+# Asked between tokens and prompt batches, from one thread. An order stands until the reply ends:
+# who has said ANSWER or STOP once goes on saying it.
+Control = Callable[[], Order]
 
 
-def never() -> bool:
-    """The `Cancel` of those who never stop a reply."""
-    return False
+def never() -> Order:
+    """The `Control` of those who let a reply run to its end."""
+    return Order.GO_ON
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +73,18 @@ class Engine(Protocol):
         self,
         messages: Sequence[Message],
         sampling: Sampling,
-        cancel: Cancel = never,
+        control: Control = never,
         *,
         thinking: bool = True,
+        budget: Budget = UNLIMITED,
     ) -> Iterator[Event]:
         """Yield the reply to `messages`, which always hold the whole conversation.
 
-        Ends with exactly one `Done`, also when `cancel` stopped it or the engine died after it
+        Ends with exactly one `Done`, also when `control` stopped it or the engine died after it
         had said something. Raises ContextFull before the first piece, EngineError when the engine
-        cannot be brought back. `thinking=False` asks the template for an empty thought.
+        cannot be brought back. `thinking=False` asks the template for an empty thought. A thought
+        that is closed from outside, by `control` or `budget`, ends with a sentence that says so,
+        as a part of it; the answer follows from what was thought.
         """
         ...
 

@@ -13,24 +13,39 @@ import codecs
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwqcli.engine import NO_GPU, Cancel, EngineInfo, EngineSpec, never
+from qwqcli.engine import NO_GPU, UNLIMITED, Control, EngineInfo, EngineSpec, never
 from qwqcli.engine.native import Context, Model, Placement, Sampler, buffer_owners, log
+from qwqcli.engine.steering import (
+    LOOP_NOTICE,
+    PRESENCE_PENALTY,
+    SENTENCES,
+    STRETCH,
+    Steering,
+    bare_closing,
+    limits,
+)
 from qwqcli.errors import BadFile, ContextFull
 from qwqcli.hardware import device_of, listed
 from qwqcli.messages import (
     Answer,
+    Budget,
     Done,
     Event,
     Message,
+    Notice,
+    Order,
     Prompting,
     Reasoning,
+    Room,
     Sampling,
     Stats,
     Stop,
+    ThoughtEnd,
 )
 from qwqcli.reasoning import Piece, Splitter
 from qwqcli.template import DEFAULT, ChatTemplate, starts_in_thought
@@ -59,6 +74,7 @@ class LlamaEngine:
         n_ctx = placement.n_ctx or min(self._model.n_ctx_train, DEFAULT_CONTEXT)
         self._context = Context(self._model, replace(placement, n_ctx=n_ctx), spec.threads)
         self._cached: list[int] = []
+        self._closing = max(len(self._closing_tokens(text)) for text in SENTENCES.values())
         notices = self._read_template()
         self._info = EngineInfo(
             name=self._model.metadata("general.name") or Path(spec.path).stem,
@@ -84,7 +100,7 @@ class LlamaEngine:
         return len(self._tokenize(self._render(messages, thinking=True)))
 
     def abort(self) -> None:
-        """Wake a decode that is under way in another thread, so that `cancel` is asked again."""
+        """Wake a decode that is under way in another thread, so that `control` is asked again."""
         self._context.abort()
 
     def close(self) -> None:
@@ -95,61 +111,91 @@ class LlamaEngine:
         self,
         messages: Sequence[Message],
         sampling: Sampling,
-        cancel: Cancel = never,
+        control: Control = never,
         *,
         thinking: bool = True,
+        budget: Budget = UNLIMITED,
     ) -> Iterator[Event]:
         clock = _Clock()
         rendered = self._render(messages, thinking)
         prompt = self._tokenize(rendered)
         self._check_room(len(prompt))
         reused = self._reuse(prompt)
-        complete = yield from self._process(prompt, cancel)
+        complete = yield from self._process(prompt, control)
         clock.prompt_done()
         reply = _Reply(Splitter(inside=starts_in_thought(rendered)), clock)
         seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
         stop: Stop = "interrupted"
         if complete:
-            stop = yield from self._generate(reply, replace(sampling, seed=seed), cancel)
+            limit = limits(budget, self._context.n_ctx - len(prompt), self._closing)
+            yield Room(self._context.n_ctx, len(prompt), limit.tokens, budget.seconds)
+            sampling = replace(sampling, seed=seed)
+            stop = yield from self._generate(reply, sampling, control, Steering(budget, limit))
         yield from reply.flush()
-        yield Done(stop, reply.stats(len(prompt), reused, seed))
+        yield Done(stop, reply.stats(len(prompt), reused, seed), reply.thought_end)
 
     def _generate(
-        self, reply: _Reply, sampling: Sampling, cancel: Cancel
+        self, reply: _Reply, sampling: Sampling, control: Control, thought: Steering
     ) -> Generator[Event, None, Stop]:
         """Sample and decode until the turn ends; returns why it did."""
-        sampler = Sampler(sampling, sampling.seed or 0)
+        draw = _Draw(sampling)
         try:
-            while not cancel():
-                token = sampler.sample(self._context)
-                if self._model.ends(token):
-                    return "end"
-                yield from reply.token(self._model.piece(token))
+            while (order := control()) != Order.STOP:
+                end = thought.over(order, reply.reasoning_tokens) if reply.closable else None
+                tokens = self._words_to_close(thought, sampling, reply) if end else []
+                if not tokens:
+                    tokens, end = [draw.sample(self._context)], None
+                    if self._model.ends(tokens[0]):
+                        return "end"
+                yield from self._say(reply, tokens, end)
+                if reply.inside and (notice := thought.note(reply.text)):
+                    yield Notice(notice)
+                    if notice == LOOP_NOTICE:
+                        draw.penalise(self._cached[-STRETCH:])
                 if reply.tokens == sampling.max_tokens:
                     return "length"
                 if len(self._cached) == self._context.n_ctx:
                     return "context"
-                if not self._decode([token], cancel):
+                if not self._decode(tokens, control):
                     break
             return "interrupted"
         finally:
-            sampler.close()
+            draw.close()
 
-    def _process(self, prompt: list[int], cancel: Cancel) -> Generator[Event, None, bool]:
+    def _say(self, reply: _Reply, tokens: list[int], end: ThoughtEnd | None) -> Iterator[Event]:
+        """Events of `tokens`, which were drawn, or close the thought for the reason `end`."""
+        for token in tokens:
+            yield from reply.token(self._model.piece(token), end)
+
+    def _words_to_close(self, thought: Steering, sampling: Sampling, reply: _Reply) -> list[int]:
+        """What to feed so that the thought ends, as much as there is room for; maybe nothing."""
+        room = self._context.n_ctx - len(self._cached) - 1  # one token of answer at least
+        tokens = self._closing_tokens(thought.close())
+        if len(tokens) > room:
+            tokens = self._closing_tokens(bare_closing())
+        if len(tokens) > room:
+            return []
+        allowed = None if sampling.max_tokens is None else sampling.max_tokens - reply.tokens
+        return tokens[:allowed]
+
+    def _closing_tokens(self, text: str) -> list[int]:
+        return self._model.tokenize(text, start_of_text=False)
+
+    def _process(self, prompt: list[int], control: Control) -> Generator[Event, None, bool]:
         """Bring the rest of `prompt` into the cache, a batch at a time; False if stopped."""
         size = self._context.n_batch
         for at in range(len(self._cached), len(prompt), size):
-            if cancel() or not self._decode(prompt[at : at + size], cancel):
+            if control() == Order.STOP or not self._decode(prompt[at : at + size], control):
                 return False
             yield Prompting(len(self._cached), len(prompt))
         return True
 
-    def _decode(self, tokens: list[int], cancel: Cancel) -> bool:
+    def _decode(self, tokens: list[int], control: Control) -> bool:
         """Append `tokens` to the cache; False if the person stopped it meanwhile."""
         while not self._context.decode(tokens):
             self._context.cut(len(self._cached))  # an aborted batch may have left a part of itself
             self._context.abort(False)
-            if cancel():
+            if control() == Order.STOP:
                 return False
         self._cached += tokens
         return True
@@ -244,26 +290,44 @@ class _Reply:
     clock: _Clock
     reasoning_tokens: int = 0
     answer_tokens: int = 0
+    thought_end: ThoughtEnd | None = None
+    text: str = ""  # what the last token added, tags and all
     _utf8: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
 
     @property
+    def inside(self) -> bool:
+        """Whether what comes next belongs to a thought."""
+        return self.splitter.inside
+
+    @property
+    def closable(self) -> bool:
+        """Whether a thought is open and not in the middle of a character."""
+        return self.splitter.inside and not self._utf8.getstate()[0]
+
+    @property
     def tokens(self) -> int:
         return self.reasoning_tokens + self.answer_tokens
 
-    def token(self, piece: bytes) -> list[Event]:
-        """Events of one more token. Both tags count as thought, as does all between them."""
+    def token(self, piece: bytes, end: ThoughtEnd | None = None) -> list[Event]:
+        """Events of one more token. Both tags count as thought, as does all between them.
+
+        `end` says why the thought ends if this token ends it; None: the model closes it.
+        """
         self.clock.token()
         inside = self.splitter.inside
-        pieces = self.splitter.feed(self._utf8.decode(piece))
+        self.text = self._utf8.decode(piece)
+        pieces = self.splitter.feed(self.text)
         if inside or self.splitter.inside:
             self.reasoning_tokens += 1
         else:
             self.answer_tokens += 1
         events = self._events(pieces)
         if inside and not self.splitter.inside:  # the closing tag has no text, but counts
-            events.insert(0, Reasoning("", self.reasoning_tokens))
+            self.thought_end = end or "closed"
+            thought = sum(isinstance(event, Reasoning) for event in events)
+            events.insert(thought, Reasoning("", self.reasoning_tokens, self.thought_end))
         return events
 
     def flush(self) -> list[Event]:
@@ -295,6 +359,32 @@ class _Reply:
             generation_s=clock.last_token - clock.first_token if clock.first_token else 0.0,
             seed=seed,
         )
+
+
+class _Draw:
+    """The sampler of a reply, and for a stretch a presence penalty on what was said lately."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampler = Sampler(sampling, sampling.seed or 0)
+        self._recent: deque[int] = deque(maxlen=STRETCH)
+        self._left = 0  # tokens to draw with the penalty
+
+    def sample(self, context: Context) -> int:
+        if not self._left:
+            return self._sampler.sample(context)
+        self._left -= 1
+        context.penalise(list(set(self._recent)), PRESENCE_PENALTY)
+        token = self._sampler.sample(context)
+        self._recent.append(token)
+        return token
+
+    def penalise(self, recent: Sequence[int]) -> None:
+        """Make the tokens in `recent`, and those drawn now, less likely for STRETCH tokens."""
+        self._left = STRETCH
+        self._recent.extend(recent)
+
+    def close(self) -> None:
+        self._sampler.close()
 
 
 def _as_wished(spec: EngineSpec) -> Placement:

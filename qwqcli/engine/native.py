@@ -311,6 +311,10 @@ class Context:
             self._logits[address] = np.frombuffer(memoryview(values), np.float32)
         return self._logits[address]
 
+    def penalise(self, tokens: list[int], penalty: float) -> None:
+        """Lower the logits of `tokens` at the last decoded position, before a token is drawn."""
+        self.logits()[tokens] -= penalty
+
     def cut(self, length: int) -> bool:
         """Forget everything after the first `length` tokens; False if the model cannot."""
         return bool(lib.llama_memory_seq_rm(self._memory, 0, length, -1))

@@ -23,22 +23,34 @@ from pathlib import Path
 from typing import Any
 
 from qwqcli.config import Settings
-from qwqcli.engine import MEMORY_WORDS, NO_GPU, Cancel, EngineInfo, EngineSpec, never, wire
+from qwqcli.engine import (
+    MEMORY_WORDS,
+    NO_GPU,
+    UNLIMITED,
+    Control,
+    EngineInfo,
+    EngineSpec,
+    never,
+    wire,
+)
 from qwqcli.errors import EngineError, OutOfMemory
 from qwqcli.hardware import physical_cores
 from qwqcli.messages import (
     Answer,
+    Budget,
     Done,
     Event,
     Loaded,
     Message,
     Notice,
+    Order,
     Reasoning,
     Sampling,
     Stats,
+    ThoughtEnd,
 )
 
-POLL_S = 0.05  # how often `cancel` is asked while the child is silent
+POLL_S = 0.05  # how often `control` is asked while the child is silent
 RESTARTS = 3  # of one request that keep dying before it is given up
 PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
 CLOSE_S = 2.0  # how long a child may take to leave before it is killed
@@ -100,25 +112,28 @@ class ProcessEngine:
         self,
         messages: Sequence[Message],
         sampling: Sampling,
-        cancel: Cancel = never,
+        control: Control = never,
         *,
         thinking: bool = True,
+        budget: Budget = UNLIMITED,
     ) -> Iterator[Event]:
         while self._unsaid:
             yield self._unsaid.pop(0)
         for _ in range(RESTARTS):
             said = _Said()
             try:
-                yield from self._loaded(cancel)
-                if self._info is None:  # cancelled while loading, which goes on
+                yield from self._loaded(control)
+                if self._info is None:  # stopped while loading, which goes on
                     yield Done("interrupted", Stats())
                     return
-                yield from self._reply(messages, sampling, cancel, thinking, said)
+                self._last_id += 1
+                ask = wire.Ask(self._last_id, tuple(messages), sampling, thinking, budget)
+                yield from self._reply(ask, control, said)
                 return
             except Died as death:
                 yield Notice(f"{death} {self._restart(death.starved)}")
                 if said.anything:
-                    yield Done("died", said.stats())
+                    yield Done("died", said.stats(), said.thought_end)
                     return
         raise EngineError(
             "The engine died again and again at the same place.", "Try another model or qwq doctor"
@@ -127,19 +142,11 @@ class ProcessEngine:
     def close(self) -> None:
         self._child.close()
 
-    def _reply(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        cancel: Cancel,
-        thinking: bool,
-        said: _Said,
-    ) -> Iterator[Event]:
-        self._last_id += 1
-        self._child.send(wire.Ask(self._last_id, tuple(messages), sampling, thinking))
+    def _reply(self, ask: wire.Ask, control: Control, said: _Said) -> Iterator[Event]:
+        self._child.send(ask)
         over = False
         try:
-            for event in self._child.events(cancel, self._last_id):
+            for event in self._child.events(control, ask.id):
                 said.note(event)
                 over = isinstance(event, Done)
                 yield event
@@ -147,16 +154,16 @@ class ProcessEngine:
                     return
         except GeneratorExit:
             if not over:  # the caller has heard enough; bring the child to rest
-                self._child.drain(self._last_id)
+                self._child.drain(ask.id)
             raise
 
-    def _loaded(self, cancel: Cancel) -> Iterator[Event]:
-        """Yield progress until the child is ready or `cancel` says stop; restart it if it dies."""
+    def _loaded(self, control: Control) -> Iterator[Event]:
+        """Yield progress until the child is ready or `control` says stop; restart it if it dies."""
         if self._info is not None:
             return
         for _ in range(RESTARTS + 1):
             try:
-                for value in self._child.events(cancel, None):
+                for value in self._child.events(control, None):
                     if isinstance(value, wire.Ready):
                         self._info = value.info
                         yield Loaded(value.info.placement)
@@ -207,6 +214,7 @@ class _Said:
         self._began = time.perf_counter()
         self._first: float | None = None
         self._answer: float | None = None
+        self.thought_end: ThoughtEnd | None = None
         self._reasoning_tokens = self._answer_tokens = 0
         self.anything = False
 
@@ -217,6 +225,7 @@ class _Said:
             self._first = self._first or now
         if isinstance(event, Reasoning):
             self._reasoning_tokens = event.tokens
+            self.thought_end = event.end
         elif isinstance(event, Answer):
             self._answer_tokens = event.tokens
             self._answer = self._answer or now
@@ -267,18 +276,21 @@ class _Child:
         self.send(value)
         return next(self.events(never, None))
 
-    def events(self, cancel: Cancel, request: int | None) -> Iterator[Any]:
-        """What the child says, until the caller has enough; `cancel` is asked while waiting.
+    def events(self, control: Control, request: int | None) -> Iterator[Any]:
+        """What the child says, until the caller has enough; `control` is asked while waiting.
 
-        A cancelled request ends by itself; with `request=None` (a load) the iterator just ends.
+        A stopped request ends by itself; with `request=None` (a load) the iterator just ends.
         """
-        deadline = math.inf
+        deadline, told = math.inf, Order.GO_ON
         while True:
-            if cancel() and deadline == math.inf:
-                if request is None:
-                    return
-                self.send(wire.Cancel(request))
-                deadline = time.monotonic() + self._patience_s
+            order = control()
+            if order == Order.STOP and request is None:
+                return
+            if order != told and request is not None:
+                self.send(wire.Give(request, order))
+                told = order
+                if order == Order.STOP:
+                    deadline = time.monotonic() + self._patience_s
             try:
                 value = self._values.get(timeout=POLL_S)
             except queue.Empty:
@@ -295,11 +307,11 @@ class _Child:
             yield value
 
     def drain(self, request: int) -> None:
-        """Cancel `request` and pass over what is left of its reply; nothing once it is closed."""
+        """Stop `request` and pass over what is left of its reply; nothing once it is closed."""
         if self._errors.closed:
             return
         with contextlib.suppress(Died):
-            self.send(wire.Cancel(request))
+            self.send(wire.Give(request, Order.STOP))
             for value in self.events(never, request):
                 if isinstance(value, Done):
                     return

@@ -15,12 +15,14 @@ from qwqcli import errors
 from qwqcli.engine import EngineInfo, EngineSpec
 from qwqcli.messages import (
     Answer,
+    Budget,
     Done,
     Loading,
     Message,
     Notice,
     Prompting,
     Reasoning,
+    Room,
     Sampling,
     Stats,
 )
@@ -42,6 +44,7 @@ class Ask:
     messages: tuple[Message, ...]
     sampling: Sampling
     thinking: bool
+    budget: Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,11 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
-    """Parent: stop the reply to the request `id`, if it is still being given."""
+class Give:
+    """Parent: an `Order` for the reply to the request `id`, if it is still being given."""
 
     id: int
+    order: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,9 @@ class Failed:
 _TYPES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        *(Load, Ask, Count, Cancel, Ready, Counted, Failed, EngineInfo, EngineSpec),
-        *(Message, Sampling, Stats, Loading, Prompting, Reasoning, Answer, Notice, Done),
+        *(Load, Ask, Count, Give, Ready, Counted, Failed, EngineInfo, EngineSpec),
+        *(Message, Sampling, Budget, Stats),
+        *(Loading, Prompting, Room, Reasoning, Answer, Notice, Done),
     )
 }
 

@@ -1,7 +1,7 @@
 """The engine's child process: hosts a `LlamaEngine`, speaks `wire` over stdin and stdout.
 
 Run as `python -m qwqcli.engine.worker`. When stdin ends, the parent is gone and so is the worker,
-at once, even in the middle of a load. A reader thread takes requests in, so that a cancel is seen
+at once, even in the middle of a load. A reader thread takes requests in, so that an order is seen
 while native code runs.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from qwqcli.engine import selfcheck, wire
 from qwqcli.errors import QwqError
-from qwqcli.messages import Answer, Event, Loading, Notice, Reasoning
+from qwqcli.messages import Answer, Event, Loading, Notice, Order, Reasoning
 
 PROGRESS_S = 0.05  # no two loading messages closer than this
 GATHER_S = 0.03  # pieces of a reply that come closer than this are said together
@@ -31,7 +31,7 @@ class Worker:
     def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
         self._requests, self._replies = requests, replies
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._cancelled = 0  # the highest request id that the parent has cancelled
+        self._orders = {Order.STOP: 0, Order.ANSWER: 0}  # the highest request id that got each
         self._engine: Any = None
         self._last_progress = 0.0
 
@@ -68,18 +68,25 @@ class Worker:
         events = self._engine.stream(
             ask.messages,
             ask.sampling,
-            lambda: self._cancelled >= ask.id,
+            lambda: self._order(ask.id),
             thinking=ask.thinking,
+            budget=ask.budget,
         )
         for event in gathered(events):
             self._say(event)
 
+    def _order(self, request: int) -> Order:
+        for order, latest in self._orders.items():
+            if latest >= request:
+                return order
+        return Order.GO_ON
+
     def _read(self) -> None:
         for line in self._requests:
             request = wire.decode(line)
-            if isinstance(request, wire.Cancel):
-                self._cancelled = max(self._cancelled, request.id)
-                if self._engine:
+            if isinstance(request, wire.Give):
+                self._orders[Order(request.order)] = request.id
+                if self._engine and request.order == Order.STOP:
                     self._engine.abort()
             else:
                 self._queue.put(request)

@@ -100,9 +100,9 @@ class Chat:
         system = self.settings.system
         sent = [Message("system", system), *turns] if system else turns
         try:
-            with self.keys() as cancel:
+            with self.keys() as control:
                 view = self._view()
-                waiting = ticking(view, cancel)
+                waiting = ticking(view, control)
                 events = self._engine.stream(sent, self.settings.sampling, waiting)
                 reply = draw_reply(events, view)
         except ContextFull:

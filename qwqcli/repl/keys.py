@@ -6,24 +6,24 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from qwqcli.engine import Cancel
+from qwqcli.engine import Control
 from qwqcli.interrupt import interruptible
 from qwqcli.terminal import Output
 
-KeysDuringReply = Callable[[], contextlib.AbstractContextManager[Cancel]]
+KeysDuringReply = Callable[[], contextlib.AbstractContextManager[Control]]
 
 
 @contextlib.contextmanager
-def reply_keys(out: Output) -> Iterator[Cancel]:
+def reply_keys(out: Output) -> Iterator[Control]:
     """`interruptible` on a quiet terminal: all other keys wait for the next prompt.
 
     Bracketed paste stays on, so that a paste during a reply is one prompt as well. This is the
     one place where further keys of a reply would be read.
     """
-    with interruptible() as cancel:
+    with interruptible() as control:
         out.write("\x1b[?2004h")
         try:
-            yield cancel
+            yield control
         finally:
             out.write("\x1b[?2004l")
 
