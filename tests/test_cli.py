@@ -60,7 +60,7 @@ def test_json_object(environ: dict[str, str]) -> None:
     """`--json` prints one object with the documented keys, and nothing else on stdout."""
     result = qwq("ask", "--json", *GREEDY, QUESTION, environ=environ)
     value = json.loads(result.out)
-    assert set(value) == {"model", "reasoning", "answer", "stop", "stats"}
+    assert set(value) == {"model", "reasoning", "answer", "stop", "thought_end", "stats"}
     assert value["model"] == "tiny"
     assert value["stop"] == "end"
     assert "133" in value["answer"]
