@@ -479,7 +479,10 @@ class StreamJsonView(View):
         _write_json(self._out, {"type": "done", "model": self._model, **how, "stats": stats})
 
     def _write(self, kind: str, event: Event) -> None:
-        _write_json(self._out, {"type": kind, **asdict(event)})
+        fields = asdict(event)
+        if fields.get("end", "") is None:  # only the piece that closes a thought says why
+            del fields["end"]
+        _write_json(self._out, {"type": kind, **fields})
 
 
 def _write_json(out: Output, value: Mapping[str, Any]) -> None:

@@ -430,7 +430,8 @@ def test_error_and_hint_are_two_lines_on_stderr() -> None:
 def test_json_is_one_object() -> None:
     """`--json` prints the documented object, in ASCII, and nothing else."""
     screen = pipe()
-    draw_reply([Reasoning("嗯", 1), Answer("\x1b\x7f4", 1), END], JsonView(screen, "tiny"))
+    end = Done("end", STATS, "closed")
+    draw_reply([Reasoning("嗯", 1), Answer("\x1b\x7f4", 1), end], JsonView(screen, "tiny"))
     out, err = written(screen)
     assert (out.isascii(), "\x7f" in out, err) == (True, False, "")
     assert json.loads(out) == {
@@ -438,6 +439,7 @@ def test_json_is_one_object() -> None:
         "reasoning": "嗯",
         "answer": "\x1b\x7f4",
         "stop": "end",
+        "thought_end": "closed",
         "stats": {
             "prompt_tokens": 31,
             "reused_tokens": 12,
