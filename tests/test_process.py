@@ -349,6 +349,16 @@ def test_gathering_changes_nothing_but_the_number(pieces: list[tuple[type, str, 
     assert runs(together) == apart
 
 
+def test_closing_a_thought_is_never_joined_to_what_follows() -> None:
+    """Why a thought ended stays on its last piece, also where another follows at once."""
+    reply: list[Event] = [
+        Reasoning("a", 1), Reasoning("b", 2), Reasoning("", 3, "budget"), Reasoning("c", 4),
+        Done("end", Stats()),
+    ]  # fmt: skip
+    wanted = [Reasoning("a", 1), Reasoning("b", 3, "budget"), Reasoning("c", 4), reply[-1]]
+    assert list(worker.gathered(reply, clock=lambda: 0.0)) == wanted
+
+
 def test_pieces_far_apart_are_said_at_once() -> None:
     """A piece waits only where one was said a moment ago; an error brings out what was held."""
     times = iter([0.0, 0.0, 1.0, 1.0, 1.01, 1.02])

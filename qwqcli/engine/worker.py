@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from qwqcli.engine import selfcheck, wire
 from qwqcli.errors import QwqError
@@ -104,6 +104,11 @@ class Worker:
         self._replies.flush()
 
 
+def _may_wait(event: Event) -> TypeGuard[Reasoning | Answer]:
+    """Not the piece that closes a thought: what comes after it belongs to another."""
+    return isinstance(event, Answer) or (isinstance(event, Reasoning) and event.end is None)
+
+
 def gathered(
     events: Iterable[Event], clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Event]:
@@ -122,7 +127,7 @@ def gathered(
             elif held is not None:
                 yield held
             held = None
-            if isinstance(event, Reasoning | Answer) and clock() - said < GATHER_S:
+            if _may_wait(event) and clock() - said < GATHER_S:
                 held = event
                 continue
             yield event
