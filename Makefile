@@ -6,7 +6,7 @@ PYTHON := $(VENV)/bin/python
 # llama.cpp's RPC backend adds seconds to the build and lets tests have a second device.
 export CMAKE_ARGS ?= -DGGML_RPC=on
 
-.PHONY: try check lint types test slow coverage format clean
+.PHONY: try check lint types test slow coverage format manual clean
 
 try: $(VENV)/.installed
 	$(VENV)/bin/qwq ask --model tiny "What is 47 + 86?"
@@ -34,6 +34,9 @@ coverage: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+
+manual: $(VENV)/.dev
+	$(PYTHON) -m tests.manual
 
 clean:
 	rm -rf $(VENV) dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

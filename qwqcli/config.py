@@ -79,6 +79,10 @@ class Paths:
     def input_history(self) -> Path:
         return self.data / "input_history"
 
+    @property
+    def sessions(self) -> Path:
+        return self.data / "sessions.db"
+
 
 def paths(environ: Mapping[str, str]) -> Paths:
     """The folders of this person on this system."""

@@ -184,6 +184,12 @@ class Store:
             raise UsageError(f"Several sessions begin with '{word}'.", "qwq sessions list")
         raise UsageError(f"There is no session '{word}'.", "qwq sessions list")
 
+    def taken(self, name: str, id: str) -> bool:
+        """Whether a session other than `id` has this name."""
+        statement = "SELECT 1 FROM session WHERE name = ? AND id != ?"
+        with self._ours():
+            return self._db.execute(statement, (_text(name), id)).fetchone() is not None
+
     def latest(self) -> str | None:
         """The id of the session that was changed last."""
         with self._ours():

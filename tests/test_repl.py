@@ -16,7 +16,6 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from qwqcli.config import Paths, Settings
-from qwqcli.engine import Control, never
 from qwqcli.errors import ContextFull, EngineError, QwqError
 from qwqcli.interrupt import interruptible
 from qwqcli.messages import Answer, Done, Message, Reasoning, Stats
@@ -25,63 +24,10 @@ from qwqcli.repl.chat import Chat
 from qwqcli.repl.commands import COMMANDS, completions, find_command, parse
 from qwqcli.repl.prompt import PlainPrompt, TerminalPrompt
 from qwqcli.terminal import Screen
+from tests.chat_table import Table, Typed
 from tests.fakes import Clock, Script, ScriptedEngine, Tty
 
 PASTE = "\x1b[200~{}\x1b[201~"
-
-
-@contextmanager
-def no_keys() -> Iterator[Control]:
-    yield never
-
-
-class Typed:
-    """A prompt whose lines were typed before; None is Ctrl-C, the end is Ctrl-D."""
-
-    def __init__(self, *lines: str | None) -> None:
-        self._lines = iter(lines)
-        self.drafts: list[str] = []
-
-    def read(self, default: str = "") -> str:
-        self.drafts.append(default)
-        for line in self._lines:
-            if line is None:
-                raise KeyboardInterrupt
-            return line
-        raise EOFError
-
-
-class Table:
-    """A chat on a terminal that is a string, with engines that follow scripts."""
-
-    def __init__(self, *replies: Script, settings: Settings | None = None) -> None:
-        self.tty = Tty()
-        self.clock = Clock()
-        self.engines: list[ScriptedEngine] = []
-        self.replies = replies or (("hmm", "Hello."),)
-        screen = Screen(self.tty, self.tty, {"TERM": "xterm"}, self.clock, lambda: (80, 24))
-        settings = settings or Settings(model="scripted")
-        self.chat = Chat(self.open, self.open(settings.model), settings, screen)
-
-    def open(self, name: str) -> ScriptedEngine:
-        if name == "absent":
-            raise QwqError("There is no model 'absent'.", "qwq list")
-        self.engines.append(ScriptedEngine(self.replies))
-        return self.engines[-1]
-
-    def type(self, *lines: str | None) -> Typed:
-        prompt = Typed(*lines)
-        self.chat.prompt, self.chat.keys = prompt, no_keys
-        converse(self.chat)
-        return prompt
-
-    @property
-    def sent(self) -> list[list[Message]]:
-        return [messages for engine in self.engines for messages in engine.sent]
-
-    @property
-    def text(self) -> str:
-        return self.tty.getvalue()
 
 
 # --- the conversation --------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from qwqcli.commands import (
     settings_of,
 )  # fmt: skip
 from qwqcli.engine.process import ProcessEngine, open_engine
+from qwqcli.errors import UsageError
 from qwqcli.interrupt import interruptible
 from qwqcli.messages import Message
 from qwqcli.terminal import Screen
@@ -103,6 +104,16 @@ def ask(
 @app.command()
 def chat(
     ctx: typer.Context,
+    session: Annotated[
+        str | None, typer.Argument(metavar="[NAME|ID]", help="The session for --resume.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", "-r", help="Go on with a session; alone: choose one.")
+    ] = False,
+    latest: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the latest session.")
+    ] = False,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Keep nothing on disk.")] = False,
     model: Model = None,
     thinking: Think = None,
     system: System = None,
@@ -133,5 +144,13 @@ def chat(
         wanted = replace(settings, model=name)
         return open_engine(check_model(wanted, force).path, wanted, paths.cache)
 
+    if session and not resume:
+        raise UsageError("qwq chat takes no words.", f"qwq ask, or qwq chat --resume {session}")
+    opening = repl.Opening(
+        save=not no_save,
+        latest=latest,
+        resume=(session or "") if resume else None,
+        given=frozenset(name for name in ("model", "system") if ctx.params[name] is not None),
+    )
     screen = Screen(env.stdout, env.stderr, env.environ)
-    raise typer.Exit(repl.run_chat(open_model, settings, paths, screen, env.stdin))
+    raise typer.Exit(repl.run_chat(open_model, settings, paths, screen, env.stdin, opening))

@@ -13,16 +13,34 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 from qwqcli.config import Paths, Settings
+from qwqcli.conversation import Conversation
+from qwqcli.errors import QwqError
+from qwqcli.render import show_error, show_note
 from qwqcli.repl.chat import Chat, OpenModel
 from qwqcli.repl.commands import completions, obey
 from qwqcli.repl.keys import quiet, reply_keys
-from qwqcli.repl.prompt import PlainPrompt, TerminalPrompt
+from qwqcli.repl.prompt import PlainPrompt, TerminalPrompt, ask_line
+from qwqcli.repl.record import open_store
+from qwqcli.repl.turns import pick, tell_resumed
+from qwqcli.sessions import Session, Store
 from qwqcli.terminal import Screen
 
 LEAVE_S = 2.0  # a second Ctrl-C on an empty line within this time leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a chat begins: anew, or with a session; and whether it is saved."""
+
+    save: bool = True
+    latest: bool = False
+    resume: str | None = None  # a name or an id; "" lets the person choose
+    given: frozenset[str] = frozenset()  # settings that the person gave now, over the session's
 
 
 def run_chat(
@@ -31,6 +49,7 @@ def run_chat(
     paths: Paths,
     screen: Screen | None = None,
     stdin: TextIO | None = None,
+    opening: Opening | None = None,
 ) -> int:
     """Chat until the person leaves; returns the exit code.
 
@@ -39,20 +58,66 @@ def run_chat(
     """
     screen = screen or Screen(sys.stdout, sys.stderr, os.environ)
     stdin = stdin or sys.stdin
-    if not (screen.out.live and stdin.isatty()):
-        screen = screen.plain()
-    chat = Chat(open_model, open_model(settings.model), settings, screen)
-    with contextlib.closing(chat):
-        if not screen.out.live:
-            chat.prompt = PlainPrompt(stdin, screen.out)
-            converse(chat)
-            return chat.exit_code
-        with quiet(stdin):
+    opening = opening or Opening()
+    live = screen.out.live and stdin.isatty()
+    screen = screen if live else screen.plain()
+    plain = PlainPrompt(stdin, screen.out)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet(stdin) if live else contextlib.nullcontext())
+        store = open_store(paths.sessions, opening.save, lambda error: _complain(error, screen))
+        stack.enter_context(contextlib.closing(store))
+        found = _found(store, opening, screen, ask_line if live else plain.ask)
+        settled = _settled(settings, found, opening)
+        try:
+            engine = open_model(settled.model)
+        except QwqError as error:
+            if settled.model == settings.model:
+                raise
+            _complain(error, screen)
+            settled = replace(settled, model=settings.model)
+            engine = open_model(settled.model)
+        chat = Chat(open_model, engine, settled, screen, store)
+        stack.enter_context(contextlib.closing(chat))
+        if live:
             chat.greet()
-            chat.prompt = TerminalPrompt(paths.input_history, chat.say, completions)
+        if found:
+            session, talk = found
+            chat.begin(replace(session, system=settled.system), talk)
+            tell_resumed(chat)
+        elif opening.latest:
+            chat.say("There is no session to continue; this is a new one.")
+        if live:
             chat.keys = lambda: reply_keys(screen.out)
-            converse(chat)
-        return 0
+        chat.prompt = TerminalPrompt(paths.input_history, chat.say, completions) if live else plain
+        converse(chat)
+        return 0 if live else chat.exit_code
+
+
+Found = tuple[Session, Conversation] | None
+
+
+def _found(store: Store, opening: Opening, screen: Screen, ask: Callable[[str], str]) -> Found:
+    """The session to go on with, if one is wanted and there is one."""
+    id = store.latest() if opening.latest else None
+    if opening.resume == "":
+        id = pick(store, lambda text: show_note(text, screen.out), ask)
+    elif opening.resume:
+        id = store.find(opening.resume)
+    return None if id is None else store.load(id)
+
+
+def _settled(settings: Settings, found: Found, opening: Opening) -> Settings:
+    """The settings, with what the session was held with where nothing else is given now."""
+    if found is None:
+        return settings
+    session, _ = found
+    if "model" not in opening.given and session.model:
+        settings = replace(settings, model=session.model)
+    return settings if "system" in opening.given else replace(settings, system=session.system)
+
+
+def _complain(error: QwqError, screen: Screen) -> None:
+    show_error(error, screen.out if screen.out.live else screen.err)
 
 
 def converse(chat: Chat) -> None:

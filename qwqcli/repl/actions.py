@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import cast, get_args
 
 from qwqcli.config import Thinking
+from qwqcli.conversation import Conversation
 from qwqcli.errors import QwqError
 from qwqcli.render import stats_line
 from qwqcli.repl.chat import Chat
+from qwqcli.sessions import new_session
 
 
 def leave(chat: Chat, argument: str) -> None:
@@ -16,8 +18,10 @@ def leave(chat: Chat, argument: str) -> None:
 
 
 def clear(chat: Chat, argument: str) -> None:
-    chat.messages, chat.last = [], None
-    chat.say("The conversation is forgotten.")
+    old = chat.session.id if chat.talk.turns else ""
+    chat.begin(new_session(chat.settings.model, chat.settings.system), Conversation())
+    kept = f"; the old one is kept: /resume {old}" if old and chat.record.store.path else ""
+    chat.say(f"A new conversation begins{kept}.")
 
 
 def think(chat: Chat, argument: str) -> None:
@@ -52,4 +56,6 @@ def system(chat: Chat, argument: str) -> None:
     if argument:
         text = "" if argument == "none" else argument
         chat.settings = replace(chat.settings, system=text)
+        chat.session = replace(chat.session, system=text)
+        chat.save()
     chat.say(f"System prompt: {chat.settings.system or 'none'}")

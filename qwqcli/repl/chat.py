@@ -1,22 +1,25 @@
-"""One conversation with one model at a time: what is said, what is sent, what is shown.
+"""One conversation with one model at a time: what is said, sent, shown and saved.
 
-What the model is sent: every question that got an answer, also a partial one, with that answer.
-A question whose reply was only thought, or failed, is forgotten, because a model that reads its
-own silence goes on with it; the arrow-up key brings such a question back.
+The conversation is a tree of turns (`conversation`); each is on disk before the next prompt
+(`record`). A question that got no answer stays in it but is not sent again.
 
 Non-goals: reading lines and knowing commands (`prompt`, `commands`), drawing (`render`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qwqcli.config import Settings
+from qwqcli.conversation import Conversation, Turn
 from qwqcli.engine import Engine
 from qwqcli.errors import ContextFull, QwqError
+from qwqcli.inputs import Attachment
 from qwqcli.interrupt import interruptible
-from qwqcli.messages import Message
+from qwqcli.markdown import MarkdownStream
+from qwqcli.messages import Message, Order
 from qwqcli.render import (
     AskView,
     ChatView,
@@ -30,7 +33,9 @@ from qwqcli.render import (
 )
 from qwqcli.repl.keys import KeysDuringReply
 from qwqcli.repl.prompt import NoPrompt, Prompt
-from qwqcli.terminal import Output, Screen, visible
+from qwqcli.repl.record import Growing, Record
+from qwqcli.sessions import Session, Store, new_session, new_turn_id
+from qwqcli.terminal import Output, Screen, clip, visible
 
 OpenModel = Callable[[str], Engine]
 
@@ -47,19 +52,28 @@ class Chat:
         engine: Engine,
         settings: Settings,
         screen: Screen,
+        store: Store | None = None,
     ) -> None:
         self.settings = settings
         self.screen = screen
         self.prompt: Prompt = NoPrompt()
         self.keys: KeysDuringReply = interruptible
-        self.messages: list[Message] = []  # without the system prompt
-        self.last: Reply | None = None
+        self.record = Record(store or Store(None), self.complain)
+        self.talk = Conversation()
+        self.session = new_session(settings.model, settings.system)
+        self.attached: list[Attachment] = []  # go with the next question
+        self.edited: Turn | None = None  # whose place the next question takes
+        self.draft = ""  # what the next prompt begins with
         self.stats_shown = False
         self.leaving = False
         self.exit_code = 0  # of the last error, for those who chat through a pipe
+        self.engine = engine
         self._open_model = open_model
-        self._engine = engine
-        self.draft = ""  # what the next prompt begins with
+
+    def close(self) -> None:
+        self.engine.close()
+
+    # --- what is shown -------------------------------------------------------------------------
 
     def greet(self) -> None:
         name = visible(self.settings.model)
@@ -74,50 +88,116 @@ class Chat:
         self.exit_code = error.exit_code
         show_error(error, self._side)
 
+    def show_last(self) -> None:
+        """The last question in a line, and its answer as it was drawn then."""
+        last = self.talk.last
+        if last is None:
+            return
+        out = self.screen.out
+        question = " ".join(last.question.split())
+        self.say(clip(f"> {question}", max(out.size()[0] - 1, 10)))
+        if last.answered and out.live:
+            markdown = MarkdownStream(out, self.screen.clock)
+            markdown.feed(last.answer)
+            markdown.flush()
+        elif last.answered:
+            out.write(visible(last.answer.rstrip("\n")) + "\n")
+        if last.stop is None:
+            self.say("[cut off when qwq was ended]")
+        if out.live:
+            out.write("\n")
+
+    @property
+    def last(self) -> Turn | None:
+        """The turn that the person is at."""
+        return self.talk.last
+
     @property
     def _side(self) -> Output:
         """Where all goes that is no answer: a chat is one terminal, a pipe two streams."""
         return self.screen.out if self.screen.out.live else self.screen.err
 
-    def close(self) -> None:
-        self._engine.close()
+    def _view(self) -> View:
+        kind = ChatView if self.screen.out.live else AskView
+        return kind(self.screen, self.settings.thinking, self.settings.max_tokens)
 
-    def switch(self, name: str) -> None:
-        """Change the model; the old one is freed first, for two may not fit into memory."""
-        old = self.settings.model
-        with interruptible():  # a Ctrl-C between the two would leave the chat without a model
-            self._engine.close()
-            try:
-                self._engine = self._open_model(name)
-            except QwqError:
-                self._engine = self._open_model(old)
-                raise
-        self.settings = replace(self.settings, model=name)
+    # --- what is said --------------------------------------------------------------------------
 
-    def ask(self, question: str) -> None:
-        """Send a question and draw the reply. Raises the engine's errors."""
-        turns = [*self.messages, Message("user", question)]
+    def ask(self, question: str, attachments: Sequence[Attachment] = ()) -> None:
+        """Ask a new question, with what was attached before. Raises the engine's errors."""
+        parent = self.edited.parent if self.edited else self.talk.head
+        files = (*self.attached, *attachments)
+        self.edited, self.attached = None, []
+        sampling = self.settings.sampling
+        self.reply_to(Turn(new_turn_id(), parent, question, files, sampling=sampling))
+
+    def reply_to(self, turn: Turn) -> None:
+        """Add a turn and draw the reply to it. Raises the engine's errors."""
         system = self.settings.system
-        sent = [Message("system", system), *turns] if system else turns
+        sent = [*self.talk.at(turn.parent).messages(system), Message("user", turn.prompt)]
+        turn = replace(turn, model=self.settings.model, asked=time.time())
+        self.talk = self.talk.add(turn)
+        self._draw(turn, sent)
+
+    def _draw(self, turn: Turn, sent: Sequence[Message]) -> None:
+        """Draw the reply to `sent` and keep it in `turn`, on disk as it grows."""
+        growing = Growing(self.record, turn, self.save(turn), self.screen.clock)
         try:
-            with self.keys() as control:
-                view = self._view()
-                waiting = ticking(view, control)
-                events = self._engine.stream(sent, self.settings.sampling, waiting)
-                reply = draw_reply(events, view)
+            reply = self._stream(sent, turn, growing)
         except ContextFull:
-            self.draft = question
+            self.talk = self.talk.at(turn.parent)
+            self._keep(replace(turn, stop="context"))
+            self.draft, self.attached = turn.question, list(turn.attachments)
             raise
-        self.last = reply
-        if reply.answer.strip():
-            self.messages = [*turns, Message("assistant", reply.answer, reply.reasoning)]
-        else:
-            self.say("[the question is not kept in the conversation; arrow-up brings it back]")
+        except BaseException:  # an engine that is gone, or a bug: what was said stays
+            self._keep(replace(growing.turn, stop="died"))
+            raise
+        self._keep(replace(growing.turn, stop=reply.stop, stats=reply.stats))
+        if not growing.turn.answered:
+            self.say("[without an answer it is not sent again; /regen asks anew, /edit changes it]")
         if self.stats_shown:
             self.say(stats_line(reply.stats))
         if self.screen.out.live:
             self.screen.out.write("\n")
 
-    def _view(self) -> View:
-        kind = ChatView if self.screen.out.live else AskView
-        return kind(self.screen, self.settings.thinking, self.settings.max_tokens)
+    def _stream(self, sent: Sequence[Message], turn: Turn, growing: Growing) -> Reply:
+        with self.keys() as control:
+            view = self._view()
+
+            def waiting() -> Order:
+                growing.tick()
+                return control()
+
+            events = self.engine.stream(sent, turn.sampling, ticking(view, waiting))
+            return draw_reply(growing.watch(events), view)
+
+    def _keep(self, turn: Turn) -> None:
+        self.talk = self.talk.put(turn)
+        self.save(turn)
+
+    # --- what is changed -----------------------------------------------------------------------
+
+    def save(self, *turns: Turn) -> bool:
+        """Bring the session and these turns to disk; False if that failed, which was told."""
+        return self.record.save(self.session, self.talk, *turns)
+
+    def begin(self, session: Session, talk: Conversation) -> None:
+        """Go on with another conversation."""
+        self.record.moved()
+        self.session, self.talk = session, talk
+        self.edited, self.attached = None, []
+        self.settings = replace(self.settings, system=session.system)
+
+    def switch(self, name: str) -> None:
+        """Change the model; the old one is freed first, for two may not fit into memory."""
+        old = self.settings.model
+        with interruptible():  # a Ctrl-C between the two would leave the chat without a model
+            self.engine.close()
+            try:
+                self.engine = self._open_model(name)
+            except QwqError:
+                self.engine = self._open_model(old)
+                raise
+        self.settings = replace(self.settings, model=name)
+        self.session = replace(self.session, model=name)
+        self.save()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 import qwqcli.repl.actions as actions
+import qwqcli.repl.turns as turns
 from qwqcli.config import Thinking
 from qwqcli.errors import QwqError
 from qwqcli.repl.chat import Chat
@@ -46,6 +47,7 @@ def obey(chat: Chat, line: str) -> None:
     try:
         name, argument, text = parse(line)
         if name:
+            chat.edited = None
             find_command(name).run(chat, argument)
         elif text.strip():
             chat.ask(text)
@@ -86,6 +88,13 @@ COMMANDS = (
     Command("stats", "", "figures after each reply: on or off", actions.stats),
     Command("model", "[NAME]", "show or change the model", actions.model),
     Command("system", "[TEXT]", "show or set the system prompt; 'none' removes it", actions.system),
+    Command("regen", "", "ask the last question again; earlier answers are kept", turns.regenerate),
+    Command("alt", "[N]", "the answers to the last question; go to the N-th", turns.alternatives),
+    Command("edit", "", "change the last question and ask it again", turns.edit),
+    Command("undo", "", "take back the last question and its answer", turns.undo),
+    Command("branch", "[NAME]", "go on in a copy; this session stays as it is", turns.branch_off),
+    Command("name", "[NAME]", "name this session", turns.name),
+    Command("resume", "[NAME|ID]", "go on with another session", turns.resume),
     Command("exit", "", "leave", actions.leave, aliases=("quit", "bye")),
 )
 KEYS = [
@@ -93,6 +102,14 @@ KEYS = [
     ("Ctrl+C", "stop the reply; clear the line; twice on an empty line: leave"),
     ("//word ...", "send a line that begins with /word to the model"),
 ]
+
+
+def manual() -> str:
+    """Every command and key as a Markdown table, for CHAT.md."""
+    rows = [(f"/{c.name} {c.argument}".rstrip(), c.help) for c in COMMANDS] + KEYS
+    escaped = [(left.replace("|", "\\|"), right.replace("|", "\\|")) for left, right in rows]
+    lines = [f"| `{left}` | {right} |" for left, right in escaped]
+    return "\n".join(["| command or key | what it does |", "|---|---|", *lines])
 
 
 def completions(text: str) -> list[tuple[str, str]]:

@@ -35,12 +35,19 @@ class Prompt(Protocol):
         """Wait for one submitted text. Raises EOFError to leave, KeyboardInterrupt for Ctrl-C."""
         ...
 
+    def ask(self, question: str) -> str:
+        """One short answer, which is not kept. Raises KeyboardInterrupt if there is none."""
+        ...
+
 
 class NoPrompt:
     """Nobody types anything."""
 
     def read(self, default: str = "") -> str:
         raise EOFError
+
+    def ask(self, question: str) -> str:
+        raise KeyboardInterrupt
 
 
 class PlainPrompt:
@@ -62,6 +69,23 @@ class PlainPrompt:
             if not line or not text.endswith("\\"):
                 return "\n".join([*lines, text])
             lines.append(text[:-1])
+
+    def ask(self, question: str) -> str:
+        self._out.write(question)
+        line = self._stdin.readline()
+        if not line:
+            raise KeyboardInterrupt
+        return line.rstrip("\n")
+
+
+def ask_line(question: str) -> str:
+    """`Prompt.ask` on a terminal."""
+    from prompt_toolkit import PromptSession
+
+    try:
+        return PromptSession[str]().prompt(question)
+    except EOFError:
+        raise KeyboardInterrupt from None
 
 
 class Pastes:
@@ -118,6 +142,9 @@ class TerminalPrompt:
             self._say(f"What you type is not kept on disk: {self._trouble}.")
             self._trouble = None
         return self._session.prompt(default=self._pastes.fold(default))
+
+    def ask(self, question: str) -> str:
+        return ask_line(question)
 
     def _submit(self, event: KeyPressEvent) -> None:
         buffer = event.current_buffer
