@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwqcli.config import KV, FlashAttn
+from qwqcli.layout import Want
 from qwqcli.messages import Budget, Event, Message, Order, Sampling
 
 NO_GPU = "all layers on the CPU"  # how EngineInfo.placement begins where that is so
@@ -60,6 +61,19 @@ class EngineSpec:
     rpc: str | None = None  # HOST:PORT[,HOST:PORT] of RPC servers whose devices are used as GPUs
     device: str | None = None  # names of the devices to use, such as CUDA0,RPC0; none: the CPU
     squeeze: int = 0  # how often memory that seemed free was refused; each plans with less
+    n_batch: int | None = None  # tokens of a micro-batch
+    tuned: str = ""  # what `qwq tune` had set of the above, in one sentence
+
+    def want(self) -> Want:
+        """What of this a plan decides on."""
+        return Want(
+            n_ctx=self.n_ctx,
+            kv=self.kv,
+            gpu_layers=self.gpu_layers,
+            flash_attn=self.flash_attn,
+            n_batch=self.n_batch,
+            threads=self.threads,
+        )
 
 
 class Engine(Protocol):

@@ -27,6 +27,7 @@ class PlannedEngine(LlamaEngine):
     def __init__(self, spec: EngineSpec, plan: Plan, progress: Callable[[float], bool]) -> None:
         super().__init__(spec, progress, native.Placement(**plan.placement()))
         self._plan = plan
+        self._tuned = (spec.tuned,) if spec.tuned else ()
 
     def info(self) -> EngineInfo:
         info = super().info()
@@ -37,7 +38,7 @@ class PlannedEngine(LlamaEngine):
             info,
             placement=placement,
             notices=(*info.notices, *_notices(self._plan, info)),
-            reasons=self._plan.reasons,
+            reasons=(*self._plan.reasons, *self._tuned),
         )
 
 
@@ -54,14 +55,7 @@ def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
     if spec.device:
         machine = hardware.chosen(machine, spec.device)
     machine = squeezed(machine, spec.squeeze)
-    want = Want(
-        n_ctx=spec.n_ctx,
-        kv=spec.kv,
-        gpu_layers=spec.gpu_layers,
-        flash_attn=spec.flash_attn,
-        threads=spec.threads,
-    )
-    return PlannedEngine(spec, _plan(spec, info, machine, want), progress)
+    return PlannedEngine(spec, _plan(spec, info, machine, spec.want()), progress)
 
 
 def squeezed(machine: Machine, times: int) -> Machine:

@@ -180,6 +180,15 @@ class Model:
         return int(lib.llama_model_size(self._model))
 
     @property
+    def n_vocab(self) -> int:
+        return int(lib.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def bos(self) -> int | None:
+        """The token that llama.cpp puts in front of a text; None if it puts none."""
+        return int(lib.llama_vocab_bos(self._vocab)) if self.adds_bos else None
+
+    @property
     def forgets(self) -> bool:
         """The cache cannot be cut back (recurrent state, or a sliding window that drops tokens)."""
         return bool(
@@ -321,6 +330,25 @@ class Context:
 
     def clear(self) -> None:
         lib.llama_memory_clear(self._memory, True)
+
+    def synchronize(self) -> None:
+        """Wait for what a GPU still computes."""
+        lib.llama_synchronize(self._context)
+
+    @property
+    def state_bytes(self) -> int:
+        """How much `saved` would take."""
+        return int(lib.llama_state_seq_get_size(self._context, 0))
+
+    def saved(self) -> Any:
+        """What is in the KV cache, as bytes for `restore` of this or another context."""
+        state = (ctypes.c_uint8 * self.state_bytes)()
+        lib.llama_state_seq_get_data(self._context, state, len(state), 0)
+        return state
+
+    def restore(self, state: Any) -> bool:
+        """Put `saved` bytes into this empty cache; False if they do not suit it."""
+        return bool(lib.llama_state_seq_set_data(self._context, state, len(state), 0))
 
     def close(self) -> None:
         if self._context:

@@ -31,6 +31,7 @@ from qwqcli.engine import (
     EngineInfo,
     EngineSpec,
     never,
+    tuned,
     wire,
 )
 from qwqcli.errors import EngineError, OutOfMemory
@@ -58,7 +59,12 @@ CLOSE_S = 2.0  # how long a child may take to leave before it is killed
 
 def open_engine(path: Path, settings: Settings, cache: Path) -> ProcessEngine:
     """Start the engine for a model with a person's settings; returns at once, loading goes on."""
-    spec = EngineSpec(
+    return ProcessEngine(tuned.applied(stock_spec(path, settings), settings, cache), cache)
+
+
+def stock_spec(path: Path, settings: Settings) -> EngineSpec:
+    """A person's settings for a model, and what we take where they say nothing."""
+    return EngineSpec(
         path=str(path),
         n_ctx=settings.ctx,
         threads=settings.threads or physical_cores(),
@@ -69,7 +75,6 @@ def open_engine(path: Path, settings: Settings, cache: Path) -> ProcessEngine:
         rpc=settings.rpc,
         device=settings.device,
     )
-    return ProcessEngine(spec, cache)
 
 
 class Died(Exception):
