@@ -86,14 +86,16 @@ def show_plan(plan: Plan, machine: Machine, out: Output) -> None:
     """The memory table, the reasons and the warnings."""
     context = f"{plan.n_ctx:,} tokens of context"
     out.write(f"{visible(plan.model)} on {visible(machine.name)}: {_where(plan)}, {context}\n\n")
-    table = _table(out, ("Device", "Layers", "Weights", "KV cache", "Compute", "Margin", "Free"))
+    table = make_table(
+        out, ("Device", "Layers", "Weights", "KV cache", "Compute", "Margin", "Free")
+    )
     for share in plan.devices:
         sizes = (share.weights_bytes, share.kv_bytes, share.compute_bytes, share.margin_bytes)
         cells = [_size(size) for size in (*sizes, share.free_bytes)]
         in_ram = share.name == "CPU" and plan.cpu_ffn
         layers = f"FFN of {len(plan.cpu_ffn)}" if in_ram else str(share.layers)
         table.add_row(visible(share.name), layers, *cells)
-    _print(table, out)
+    print_table(table, out)
     for reason in plan.reasons:
         out.write(f"{out.symbols.bullet}{visible(reason)}\n")
     for warning in plan.warnings:
@@ -107,10 +109,10 @@ def show_options(
     out.write(f"QwQ-32B on {visible(machine.name)}{_devices(machine)}\n\n")
     thought = f"{THOUGHT // 1000}k tokens"
     heads = ("", "Quant", "Size", "Where", "Context", "KV", "t/s", thought, "Loss")
-    table = _table(out, heads)
+    table = make_table(out, heads)
     for option in found:
         table.add_row(*_option_cells(option, chosen))
-    _print(table, out)
+    print_table(table, out)
     notes = [
         "Sizes with ~ are rounded; t/s are predicted. What is not on the GPU is in RAM.",
         "Loss is the KL divergence from f16, measured on Llama-3-8B: good for the order alone.",
@@ -197,7 +199,8 @@ def _devices(machine: Machine) -> str:
     return ": " + ", ".join(parts)
 
 
-def _table(out: Output, heads: Sequence[str]) -> Table:
+def make_table(out: Output, heads: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """A table with these heads; `right` are columns of numbers beside those that always are."""
     from rich import box
     from rich.table import Table
 
@@ -211,12 +214,13 @@ def _table(out: Output, heads: Sequence[str]) -> Table:
     )
     numbers = ("Size", "Layers", "Weights", "KV cache", "Compute", "Margin", "Free", "Context")
     for head in heads:
-        right = head in (*numbers, "t/s", "Loss") or "tokens" in head
-        table.add_column(head, justify="right" if right else "left", no_wrap=True)
+        number = head in (*numbers, *right, "t/s", "Loss") or "tokens" in head
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
     return table
 
 
-def _print(table: Table, out: Output) -> None:
+def print_table(table: Table, out: Output) -> None:
+    """Draw it; in a pipe as wide as `PIPE_WIDTH`."""
     console = out.console()
     if not out.terminal:
         console.width = PIPE_WIDTH

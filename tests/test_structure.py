@@ -49,12 +49,15 @@ OWNERS = {
     "jinja2": {"template"},
     "yaml": {"config"},
     "prompt_toolkit": {"repl.prompt"},
-    "typer": {"cli", "commands", "commands.machine", "commands.talk"},
+    "typer": {"cli", "commands", "commands.bench", "commands.machine", "commands.talk"},
     "markdown_it": {"markdown"},
     "huggingface_hub": {"hub.sources"},
     "filelock": {"hub.store"},
     "numpy": {"engine.native"},
     "sqlite3": {"sessions"},
+    "psutil": {"bench.watch"},
+    "plotille": {"bench.draw"},
+    "matplotlib": {"bench.draw"},
     "torch": set(),
 }
 

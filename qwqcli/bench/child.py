@@ -1,0 +1,151 @@
+"""The parent's side of the measuring child: load, run a test, survive its death.
+
+Contract: `load` and `run` yield what the child says as it comes and give up when `cancel` says so.
+A child that dies raises `EngineError` with the reason in one sentence; `start` begins another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qwqcli import errors
+from qwqcli.bench import Test
+from qwqcli.engine import Control
+from qwqcli.errors import EngineError, QwqError
+
+POLL_S = 0.05  # how often `cancel` is asked while the child measures; it costs 20 us each
+CLOSE_S = 2.0
+
+
+class Interrupted(Exception):
+    """`cancel` said stop; the child is closed."""
+
+
+class Child:
+    """A process that measures one model at a time; use it as a context manager."""
+
+    def __init__(self, cancel: Control) -> None:
+        self._cancel = cancel
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "qwqcli.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
+        )
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def load(
+        self, path: Path, placement: Mapping[str, Any], extra_bufts: bool, rpc: str | None = None
+    ) -> dict[str, Any]:
+        """Load a model; what the child knows of it then: seconds, placement, n_params, ..."""
+        self._send(
+            {
+                "load": {
+                    "path": str(path),
+                    "placement": placement,
+                    "extra_bufts": extra_bufts,
+                    "rpc": rpc,
+                }
+            }
+        )
+        return dict(self._next()["loaded"])
+
+    def run(
+        self,
+        test: Test,
+        repetitions: int,
+        threads: int,
+        placement: Mapping[str, Any] | None = None,
+        keep: bool = False,
+    ) -> Iterator[tuple[str, int]]:
+        """("filled", tokens) while the depth is processed, ("sample_ns", n) for each repetition."""
+        request = {
+            "test": asdict(test),
+            "repetitions": repetitions,
+            "threads": threads,
+            "placement": placement or {},
+            "keep": keep,
+        }
+        self._send({"test": request})
+        while "done" not in (said := self._next()):
+            yield from said.items()
+
+    def close(self) -> None:
+        """Let the child go, wherever it is; safe to call twice."""
+        if self._process.stdin and not self._process.stdin.closed:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._errors.close()
+
+    def _send(self, request: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # a dead child is found when its answer is missing
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _next(self) -> dict[str, Any]:
+        while True:
+            if self._cancel():
+                self.close()
+                raise Interrupted
+            try:
+                line = self._lines.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if not line:
+                raise self._death()
+            said = dict(json.loads(line))
+            if "failed" in said:
+                raise _error(*said["failed"])
+            return said
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(b"")
+
+    def _death(self) -> EngineError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        words = self._errors.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
+        said = f": {words[-1].strip()[:200]}" if words else ""
+        return EngineError(f"The process that measures ended with code {code}{said}.", "qwq doctor")
+
+
+def _error(kind: str, message: str, hint: str) -> QwqError:
+    known = getattr(errors, kind, EngineError)
+    assert issubclass(known, QwqError)
+    return known(message, hint)

@@ -1,0 +1,247 @@
+"""`qwq bench` and `qwq tune`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwqcli import config
+from qwqcli.commands import (
+    Ctx,
+    Env,
+    Flash,
+    GpuLayers,
+    Kv,
+    Model,
+    NoGpu,
+    Rpc,
+    Threads,
+    app,
+    settings_of,
+)
+from qwqcli.engine import Control
+from qwqcli.errors import INTERRUPTED, UsageError
+from qwqcli.interrupt import interruptible
+from qwqcli.plan import minutes
+from qwqcli.terminal import Screen, StatusLine
+
+if TYPE_CHECKING:
+    from qwqcli.bench.measure import Job, Wanted
+    from qwqcli.bench.report import Report
+    from qwqcli.catalog import ModelRef
+
+
+@app.command()
+def bench(
+    ctx: typer.Context,
+    model: Model = None,
+    quant: Annotated[
+        str | None, typer.Option("--quant", help="Quantizations of QwQ-32B: q4_k_m, or a,b,c.")
+    ] = None,
+    n_prompt: Annotated[
+        str | None, typer.Option("-p", "--n-prompt", help="Tokens of prompt (512); 0 for none.")
+    ] = None,
+    n_gen: Annotated[
+        str | None, typer.Option("-n", "--n-gen", help="Tokens to generate (128); 0 for none.")
+    ] = None,
+    n_depth: Annotated[
+        str | None, typer.Option("-d", "--n-depth", help="Tokens before both (0,8192).")
+    ] = None,
+    repetitions: Annotated[
+        int | None, typer.Option("-r", "--repetitions", help="Of each test (5).")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less of all, in under a minute.")] = False,
+    no_tune: Annotated[
+        bool, typer.Option("--no-tune", help="Without what qwq tune has found.")
+    ] = False,
+    no_chat: Annotated[
+        bool, typer.Option("--no-chat", help="Only what llama-bench measures.")
+    ] = False,
+    ctx_tokens: Ctx = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    no_gpu: NoGpu = False,
+    kv: Kv = None,
+    flash_attn: Flash = None,
+    rpc: Rpc = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a run, in a line.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="A line a test, with a header.")] = False,
+    md: Annotated[bool, typer.Option("--md", help="One line to paste in a forum.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw speed over depth.")] = False,
+    save_plot: Annotated[
+        Path | None, typer.Option("--save-plot", help="The same as FILE.svg or FILE.png.")
+    ] = None,
+    history: Annotated[bool, typer.Option("--history", help="List the runs so far.")] = False,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--compare", help="Two runs of the history: A B, or last~1 last."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare runs that are not alike.")
+    ] = False,
+) -> None:
+    """Measure how fast a model is here, as llama-bench does, and as a person feels it.
+
+    Results go to stdout, all else to stderr; every run is kept.
+    """
+    from qwqcli.bench import draw, measure
+    from qwqcli.bench import history as kept
+
+    env: Env = ctx.obj
+    paths = config.paths(env.environ)
+    screen = Screen(env.stdout, env.stderr, env.environ)
+    if history:
+        draw.show_history(*kept.listed(paths.data), screen.out)
+        return
+    if compare:
+        from qwqcli.bench.compare import compare as sides
+
+        first, second = (kept.find(paths.data, name) for name in compare)
+        draw.show_comparison(first, second, sides(first, second, force=force), screen.out)
+        return
+    settings = settings_of(ctx)
+    wanted = _wanted(n_prompt, n_gen, n_depth, repetitions, quick, no_chat)
+    measure.check(wanted)
+    if save_plot:
+        draw.check_plot(save_plot)
+    reports = []
+    with interruptible(twice_leaves=True) as pressed:
+        for ref in _models(settings.model, quant):
+            job = _prepare(ref, replace(settings, model=ref.name), paths, wanted, no_tune, screen)
+            reports.append(_run(job, pressed, screen))
+            problem = kept.keep(reports[-1], paths.data) if reports[-1].tests else ""
+            if problem:
+                screen.err.write(f"{problem}\n")
+            if pressed():
+                break
+    _show(reports, screen, json=json, csv=csv, md=md)
+    for report in reports:
+        if plot and report.tests:
+            draw.plot(report, screen.err if json or csv or md else screen.out)
+        if save_plot and report.tests:
+            draw.save_plot(report, draw.plot_path(save_plot, report, len(reports)))
+    if pressed():
+        raise typer.Exit(INTERRUPTED)
+
+
+def _wanted(
+    n_prompt: str | None,
+    n_gen: str | None,
+    n_depth: str | None,
+    repetitions: int | None,
+    quick: bool,
+    no_chat: bool,
+) -> Wanted:
+    """What to measure, of what was typed. Raises UsageError."""
+    from qwqcli.bench.measure import QUICK, Wanted
+
+    default = QUICK if quick else Wanted()
+    return Wanted(
+        _counts(n_prompt, "-p") or default.n_prompt,
+        _counts(n_gen, "-n") or default.n_gen,
+        _counts(n_depth, "-d") or default.n_depth,
+        default.repetitions if repetitions is None else repetitions,
+        0 if no_chat else default.felt_tokens,
+    )
+
+
+def _counts(text: str | None, option: str) -> tuple[int, ...]:
+    """`512` or `0,2048,8192` as numbers; nothing if it was not given."""
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) < 1 << 20 for word in words):
+        raise UsageError(f"{option} {text!r} is no list of numbers of tokens.", f"{option} 0,2048")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def _models(model: str, quant: str | None) -> Iterator[ModelRef]:
+    """The models to measure, in the order they were named. Raises UsageError, with the pull."""
+    from qwqcli import catalog, quants
+
+    if quant is None:
+        yield catalog.resolve(model)
+        return
+    names = [name.strip().lower() for name in quant.split(",") if name.strip()]
+    for name in names:
+        if name not in quants.BY_NAME:
+            near = config.nearest(name, quants.BY_NAME)
+            raise UsageError(f"There is no quantization called '{name}'.", f"--quant {near}")
+    yield from [_on_disk(name) for name in names]
+
+
+def _on_disk(name: str) -> ModelRef:
+    from qwqcli import catalog
+
+    try:
+        return catalog.resolve(name)
+    except UsageError as error:
+        raise UsageError(error.message, f"qwq pull {name}") from error
+
+
+def _prepare(
+    ref: ModelRef,
+    settings: config.Settings,
+    paths: config.Paths,
+    wanted: Wanted,
+    no_tune: bool,
+    screen: Screen,
+) -> Job:
+    """Say what will be measured."""
+    from qwqcli.bench import draw, measure
+
+    status = StatusLine(screen.err, screen.clock)
+    steps = measure.prepare(ref.path, settings, paths.cache, wanted, tune=not no_tune)
+    with contextlib.closing(steps):
+        while True:
+            try:
+                status.show([next(steps).what])
+            except StopIteration as end:
+                job: Job = end.value
+                break
+            finally:
+                status.clear()
+    for line in (*draw.announcement(job), *job.notices):
+        screen.err.write(f"{line}\n")
+    return job
+
+
+def _run(job: Job, pressed: Control, screen: Screen) -> Report:
+    """Measure, with a live row on a terminal and a line for each test."""
+    from qwqcli.bench import measure
+    from qwqcli.bench.report import plus_minus
+
+    status = StatusLine(screen.err, screen.clock)
+    for event in measure.measure(job, pressed):
+        if isinstance(event, measure.Step):
+            left = [f"about {minutes(event.eta_s)} left"] if event.eta_s else []
+            status.show([event.what, *left])
+        elif isinstance(event, measure.Loaded):
+            status.clear(f"Loaded: {event.placement}\n")
+        elif isinstance(event, measure.Measured):
+            row = event.row
+            status.clear(f"{row.test.name}: {plus_minus(row.speed)} tokens/s\n")
+        else:
+            status.clear()
+            return event.report
+    raise AssertionError("a run ends with Finished")
+
+
+def _show(reports: list[Report], screen: Screen, *, json: bool, csv: bool, md: bool) -> None:
+    from qwqcli.bench import draw, reference, report
+
+    if json:
+        for one in reports:
+            screen.out.write(report.to_json(one) + "\n")
+    elif csv:
+        screen.out.write(report.to_csv(reports))
+    for one in reports if not (json or csv) else []:
+        if md:
+            screen.out.write(report.to_line(one) + "\n")
+        else:
+            draw.show_report(one, list(reference.lines(one)), screen.out)
