@@ -23,6 +23,7 @@ Prefer = Literal["context", "speed", "quality"]
 PREFERENCES: tuple[Prefer, ...] = ("context", "speed", "quality")
 
 MARGIN_BYTES = GiB  # llama.cpp's own fit keeps as much on each device
+MARGIN_PART = 8  # in RAM the margin is no more than an eighth of what is free
 DEFAULT_RAM_BANDWIDTH = 51.2e9  # two channels of DDR4-3200, where nothing better is known
 
 
@@ -98,9 +99,17 @@ class Case:
 
     @property
     def ram_margin(self) -> int:
-        """The margin in RAM: no more than an eighth of it, so that small models load anywhere."""
+        """The margin in RAM: a part of it where it is small, so that small models load anywhere."""
         asked = self.want.margin_bytes
-        return min(asked, self.machine.ram_free_bytes // 8) if asked == MARGIN_BYTES else asked
+        usual = asked == MARGIN_BYTES
+        return min(asked, self.machine.ram_free_bytes // MARGIN_PART) if usual else asked
+
+
+def with_ram_margin(used_bytes: int, want: Want) -> int:
+    """Bytes of free RAM in which just `used_bytes` may be used."""
+    usual = want.margin_bytes == MARGIN_BYTES
+    part = used_bytes // (MARGIN_PART - 1)
+    return used_bytes + (min(MARGIN_BYTES, part) if usual else want.margin_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,7 @@ def placed(case: Case, cache: Cache, start: int, cpu_ffn: int) -> Layout | None:
     items = _items(case, cache, cpu_ffn)[start:]
     compute = [_device_compute(case, cache, device, everything) for device in case.devices]
     budgets = [
-        device.free_bytes - case.want.margin_bytes - reserved
+        device.free_bytes - case.want.margin_bytes - reserved - _mapped(case, device, everything)
         for device, reserved in zip(case.devices, compute, strict=True)
     ]
     counts = _spread(items, budgets)
@@ -207,8 +216,7 @@ def _shares(
     shares, at = [], start
     for device, count in zip(case.devices, counts, strict=True):
         held = sum(weights[at : at + count])
-        if _maps_file(device, everything):
-            held += info.embedding_bytes + info.other_bytes
+        held += _mapped(case, device, everything)
         compute = _device_compute(case, cache, device, everything) if count else 0
         if count == 1 and at == info.n_layers:
             compute = costs.device_compute(info, cache, 0, False)
@@ -227,14 +235,16 @@ def _shares(
     return (*shares, _host_share(case, cache, start, cpu_ffn, sum(cells[:start])))
 
 
-def _maps_file(device: Device, everything: bool) -> bool:
+def _mapped(case: Case, device: Device, everything: bool) -> int:
     """Metal maps the range of the file from its first to its last tensor: the embedding too."""
-    return device.backend == "MTL" and everything
+    info = case.info
+    return info.embedding_bytes + info.other_bytes if device.backend == "MTL" and everything else 0
 
 
 def _host_share(case: Case, cache: Cache, start: int, cpu_ffn: int, kv: int) -> Share:
     info = case.info
-    mapped = any(_maps_file(device, start == 0 and cpu_ffn == 0) for device in case.devices)
+    everything = start == 0 and cpu_ffn == 0
+    mapped = any(_mapped(case, device, everything) for device in case.devices)
     weights = sum(info.layer_bytes[:start]) + sum(info.layer_ffn_bytes[:cpu_ffn])
     if not mapped:
         weights += info.embedding_bytes + info.other_bytes
@@ -242,7 +252,7 @@ def _host_share(case: Case, cache: Cache, start: int, cpu_ffn: int, kv: int) -> 
         weights += info.output_bytes  # a tied one is the embedding, which is counted
     layers = min(start, info.n_layers)
     compute = costs.host_compute(info, cache, layers, cpu_ffn) + case.surplus.get("CPU", 0)
-    if start == 0 and cpu_ffn == 0 and len(case.devices) > 1:
+    if everything and len(case.devices) > 1:
         compute += costs.pipeline_host_bytes(info, cache)
     count = start  # the output layer is the last to come to the CPU
     return Share("CPU", count, weights, kv, compute, case.ram_margin, case.machine.ram_free_bytes)

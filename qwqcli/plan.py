@@ -22,12 +22,13 @@ from qwqcli.costs import Cache
 from qwqcli.errors import NoRoom, UsageError
 from qwqcli.gguf import ModelInfo
 from qwqcli.hardware import GiB, Machine, MiB, device_of, gib, listed
-from qwqcli.layout import Case, Layout, Predicted, Share, Want, placed
+from qwqcli.layout import Case, Layout, Predicted, Share, Want, placed, with_ram_margin
 
 NATIVE_CONTEXT = 32_768  # of QwQ-32B without YaRN: "original_max_position_embeddings"
 YARN_FACTOR = 4.0  # QwQ's model card
 ENOUGH_CONTEXT = 16_384  # tokens; below it a thought may be cut
 LEAST_CONTEXT = 4_096
+SHORTEST_CONTEXT = 512  # that is worth to be proposed
 CONTEXT_STEP = 1_024
 BATCH, SMALL_BATCH = 512, 128
 # What macOS needs beside memory that the GPU has wired: it cannot be paged out.
@@ -168,6 +169,52 @@ def with_measurement(plan: Plan, prompt_tps: float | None, generation_tps: float
     return replace(plan, predicted=speed, reasons=(*reasons, _speed_sentence(_MEASURED, speed)))
 
 
+# --- memory that was refused -------------------------------------------------------------------
+
+SQUEEZE = 0.85  # of what was refused is asked for the next time
+
+
+def squeezed(info: ModelInfo, machine: Machine, want: Want, times: int) -> Machine:
+    """`machine` after it refused memory that it had announced as free, `times` times.
+
+    Each time the devices that hold layers are left 15 % less than the plan took there, and the
+    others 15 % less than they had. Raises NoRoom, see `refused`, as soon as nothing fits.
+    """
+    for time in range(1, times + 1):
+        try:
+            machine = _less(machine, make_plan(info, machine, want), want)
+            make_plan(info, machine, want)
+        except NoRoom as error:
+            raise refused(info, machine, want, time) from error
+    return machine
+
+
+def _less(machine: Machine, plan: Plan, want: Want) -> Machine:
+    took = {share.name: share.used_bytes for share in plan.devices if share.layers}
+    devices = []
+    for device in machine.devices:
+        free = int(device.free_bytes * SQUEEZE)
+        if device.name in took:
+            free = min(free, int(took[device.name] * SQUEEZE) + want.margin_bytes)
+        devices.append(replace(device, free_bytes=free))
+    ram = int(machine.ram_free_bytes * SQUEEZE)
+    if not plan.gpu_layers:  # else the RAM must take what leaves the GPUs
+        ram = min(ram, with_ram_margin(int(took["CPU"] * SQUEEZE), want))
+    return replace(machine, devices=tuple(devices), ram_free_bytes=ram)
+
+
+def refused(info: ModelInfo, machine: Machine, want: Want, times: int) -> NoRoom:
+    """The end of it: memory was refused `times` times, and `machine` is what is left of it."""
+    case = Case(info, machine, want)
+    hint = _smaller(case)
+    if not quants.is_qwq(info) and want.n_ctx is None and (plan := _first_fit(case, False)):
+        hint = f"--ctx {plan.n_ctx}"
+    often = "once" if times == 1 else f"{times} times"
+    return NoRoom(
+        f"Memory for {_called(info)} was refused {often}, though it had seemed to be free.", hint
+    )
+
+
 # --- wishes ------------------------------------------------------------------------------------
 
 
@@ -258,6 +305,10 @@ def _spill(case: Case, kv: KV, enough: int, least: int) -> Iterator[_Stage]:
 
 def _may_quantize(case: Case) -> bool:
     return costs.can_hold(case.info, "q8_0") and case.want.flash_attn != "off"
+
+
+def _called(info: ModelInfo) -> str:
+    return " ".join(part for part in (info.name, info.quantization) if part) or "the model"
 
 
 # --- the search --------------------------------------------------------------------------------
@@ -361,7 +412,7 @@ def _describe(case: Case, layout: Layout, explained: bool) -> Plan:
     unified = any(device.kind == "unified" for device in case.devices)
     in_ram = layout.start > 0 or layout.cpu_ffn > 0
     plan = Plan(
-        model=" ".join(part for part in (info.name, info.quantization) if part) or "the model",
+        model=_called(info),
         n_ctx=cache.n_ctx,
         type_k=cache.type_k,
         type_v=cache.type_v,
@@ -605,15 +656,23 @@ def _no_room(case: Case) -> NoRoom:
 
 def _smaller(case: Case) -> str:
     """What to type instead: fewer layers, another quantization of QwQ-32B, less context."""
-    if case.want.gpu_layers:
-        return f"--gpu-layers {_most_layers(case)} is the most that fits; or leave it out"
+    if case.want.gpu_layers and (most := _most_layers(case)):
+        return f"--gpu-layers {most} is the most that fits; or leave it out"
     if quants.is_qwq(case.info):
         name = recommended(options(case.machine, case.want, explained=False))
         if name and quants.BY_NAME[name].file_bytes < case.info.file_bytes:
             return f"qwq plan {name}"
-    if case.want.n_ctx is not None and case.want.n_ctx > LEAST_CONTEXT:
-        return f"--ctx {max(case.want.n_ctx // 2, LEAST_CONTEXT)}"
-    return "Close other programs, or take a smaller model"
+    shorter = _shorter(case)
+    return f"--ctx {shorter}" if shorter else "Close other programs, or take a smaller model"
+
+
+def _shorter(case: Case) -> int | None:
+    """A context that fits, found by halving; None if even a very short one does not."""
+    n_ctx = case.want.n_ctx or native_context(case.info) or ENOUGH_CONTEXT
+    while (n_ctx := n_ctx // 2) >= SHORTEST_CONTEXT:
+        if _first_fit(replace(case, want=replace(case.want, n_ctx=n_ctx)), explained=False):
+            return n_ctx
+    return None
 
 
 def _most_layers(case: Case) -> int:
@@ -643,14 +702,18 @@ class Option:
 
     quant: quants.Quant
     plan: Plan | None
+    enough: int = ENOUGH_CONTEXT  # tokens; less if less was asked for
 
     @property
     def whole(self) -> bool:
-        """All of it on GPUs, with enough context for a reasoner."""
+        """All of it on GPUs, with room to think."""
         plan = self.plan
-        if plan is None or plan.n_ctx < ENOUGH_CONTEXT:
-            return False
-        return plan.whole_layers == plan.layers_total
+        return plan is not None and self.roomy and plan.whole_layers == plan.layers_total
+
+    @property
+    def roomy(self) -> bool:
+        """Enough context for a reasoner."""
+        return self.plan is not None and self.plan.n_ctx >= self.enough
 
 
 def options(machine: Machine, want: Want, *, explained: bool = True) -> list[Option]:
@@ -659,7 +722,8 @@ def options(machine: Machine, want: Want, *, explained: bool = True) -> list[Opt
     for quant in quants.QUANTS:
         case = Case(quants.model_info(quant), machine, want)
         _check(case)
-        found.append(Option(quant, _first_fit(case, explained)))
+        _, enough, _ = _contexts(case)
+        found.append(Option(quant, _first_fit(case, explained), min(enough, ENOUGH_CONTEXT)))
     return found
 
 
@@ -667,7 +731,8 @@ def recommended(found: Sequence[Option]) -> str | None:
     """The name of the one to take; None if nothing fits.
 
     The best that fits the GPUs whole, up to where the loss ends; else the best, from q4_k_m down,
-    that is not much slower than the fastest acceptable one; else the best that fits at all.
+    that is not much slower than the fastest acceptable one, with room to think if any has that;
+    else the best that fits at all.
     """
     known = [o for o in found if o.plan and o.quant.kld is not None]
     sensible = [
@@ -680,6 +745,7 @@ def recommended(found: Sequence[Option]) -> str | None:
     if whole:
         return whole[0].quant.name
     slow = [option for option in sensible if (option.quant.kld or 0) >= GOOD_KLD]
+    slow = [option for option in slow if option.roomy] or slow
     if slow:
         fastest = max(_speed(option) for option in slow)
         return next(o.quant.name for o in slow if _speed(o) * PATIENCE >= fastest)

@@ -90,8 +90,8 @@ TABLE = [
     ("12G+12G", "q4_k_s", (64, 0, 16_384, "q8_0")),
     # Mac 16 GB: Metal has 10.7; only the smallest quantizations fit
     ("mac-mini-16", "iq2_xs", None),
-    # Mac 24 GB: Metal has 16: a 3-bit quantization
-    ("mac-mini-24", "iq3_xs", None),
+    # Mac 24 GB: Metal has 16, the system leaves 4 more: IQ4_XS has room to think, Q4_K_S has not
+    ("mac-mini-24", "iq4_xs", None),
     # Mac 32 GB: 21.3 are one layer short of 16k
     ("mac-mini-32", "q4_k_s", (64, 1, 16_384, "q8_0")),
     # Mac 36 GB: from here Metal has three quarters
@@ -123,6 +123,13 @@ def test_the_plan_of_each_machine(
         plan = make_plan(Q4, here)
         assert (plan.whole_layers, len(plan.cpu_ffn), plan.n_ctx, plan.type_k) == expected
     assert recommended(options(here, Want())) == best
+
+
+def test_room_to_think_is_as_much_as_was_asked_for() -> None:
+    """Who asks for less context gets a better quantization whole."""
+    here = machine("4080")
+    assert recommended(options(here, Want())) == "iq3_xs"
+    assert recommended(options(here, Want(n_ctx=4_096))) == "iq3_m"
 
 
 PUBLISHED = [  # machine, quantization, tokens/s that were published for short texts, source

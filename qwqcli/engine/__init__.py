@@ -16,7 +16,11 @@ from qwqcli.messages import Budget, Event, Message, Order, Sampling
 
 NO_GPU = "all layers on the CPU"  # how EngineInfo.placement begins where that is so
 # what llama.cpp and its backends say when memory is refused, in lower case
-MEMORY_WORDS = ("out of memory", "outofmemory", "failed to allocate", "unable to allocate")
+MEMORY_WORDS = (
+    *("out of memory", "outofmemory", "memoryerror", "bad_alloc", "memory allocation"),
+    *("failed to allocate", "unable to allocate", "cannot allocate memory"),
+)
+RETRIES = 3  # of a load for which memory was refused, each with less
 
 UNLIMITED = Budget()
 
@@ -60,7 +64,7 @@ class EngineSpec:
     extra_bufts: bool = False  # weights repacked for this CPU; kills some builds (selfcheck.py)
     rpc: str | None = None  # HOST:PORT[,HOST:PORT] of RPC servers whose devices are used as GPUs
     device: str | None = None  # names of the devices to use, such as CUDA0,RPC0; none: the CPU
-    squeeze: int = 0  # how often memory that seemed free was refused; each plans with less
+    squeeze: int = 0  # how often memory that seemed free was refused; see RETRIES and plan.squeezed
     n_batch: int | None = None  # tokens of a micro-batch
     tuned: str = ""  # what `qwq tune` had set of the above, in one sentence
 

@@ -10,15 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwqcli import hardware
-from qwqcli.engine import EngineInfo, EngineSpec, native
+from qwqcli.engine import RETRIES, EngineInfo, EngineSpec, native
 from qwqcli.engine.llama import LlamaEngine
 from qwqcli.errors import QwqError
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import Machine
 from qwqcli.layout import Want
-from qwqcli.plan import Plan, corrected, make_plan
-
-SQUEEZE = 0.85  # of the memory that seemed free is planned with after each refusal
+from qwqcli.plan import Plan, corrected, make_plan, refused, squeezed
 
 
 class PlannedEngine(LlamaEngine):
@@ -45,8 +43,8 @@ class PlannedEngine(LlamaEngine):
 def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
     """Plan for this machine as it is now, and load.
 
-    Raises UsageError for wishes that cannot work, NoRoom if nothing fits, OutOfMemory if memory
-    that seemed free was refused.
+    Raises UsageError for wishes that cannot work, NoRoom if nothing fits or memory was refused too
+    often, OutOfMemory if memory that seemed free was refused.
     """
     if spec.rpc:
         native.add_rpc_devices(spec.rpc)
@@ -54,15 +52,11 @@ def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
     machine = hardware.probe(native.machine)
     if spec.device:
         machine = hardware.chosen(machine, spec.device)
-    machine = squeezed(machine, spec.squeeze)
-    return PlannedEngine(spec, _plan(spec, info, machine, spec.want()), progress)
-
-
-def squeezed(machine: Machine, times: int) -> Machine:
-    """`machine` with less free memory, for it has refused what it had announced."""
-    share = SQUEEZE**times
-    devices = tuple(replace(d, free_bytes=int(d.free_bytes * share)) for d in machine.devices)
-    return replace(machine, devices=devices, ram_free_bytes=int(machine.ram_free_bytes * share))
+    want = spec.want()
+    machine = squeezed(info, machine, want, spec.squeeze)
+    if spec.squeeze > RETRIES:
+        raise refused(info, machine, want, spec.squeeze)
+    return PlannedEngine(spec, _plan(spec, info, machine, want), progress)
 
 
 def _plan(spec: EngineSpec, info: ModelInfo, machine: Machine, want: Want) -> Plan:

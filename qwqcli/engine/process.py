@@ -26,6 +26,7 @@ from qwqcli.config import Settings
 from qwqcli.engine import (
     MEMORY_WORDS,
     NO_GPU,
+    RETRIES,
     UNLIMITED,
     Control,
     EngineInfo,
@@ -34,7 +35,7 @@ from qwqcli.engine import (
     tuned,
     wire,
 )
-from qwqcli.errors import EngineError, OutOfMemory
+from qwqcli.errors import EngineError, OutOfMemory, QwqError
 from qwqcli.hardware import physical_cores
 from qwqcli.messages import (
     Answer,
@@ -52,7 +53,7 @@ from qwqcli.messages import (
 )
 
 POLL_S = 0.05  # how often `control` is asked while the child is silent
-RESTARTS = 3  # of one request that keep dying before it is given up
+RESTARTS = 3  # of one request that keeps dying before it is given up
 PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
 CLOSE_S = 2.0  # how long a child may take to leave before it is killed
 
@@ -90,6 +91,7 @@ class ProcessEngine:
 
     def __init__(self, spec: EngineSpec, cache: Path, patience_s: float = PATIENCE_S) -> None:
         self._spec, self._cache, self._patience_s = spec, cache, patience_s
+        self._wished, self._failed = spec, False  # the load ended in an error of ours
         self._info: EngineInfo | None = None
         self._last_id = 0
         self._unsaid: list[Event] = []  # came while nobody was listening
@@ -166,42 +168,55 @@ class ProcessEngine:
         """Yield progress until the child is ready or `control` says stop; restart it if it dies."""
         if self._info is not None:
             return
-        for _ in range(RESTARTS + 1):
+        if self._failed:  # what was in the way may be gone by now
+            self._start(self._wished)
+        for _ in range(RETRIES + 2):  # the last one only says what would fit
             try:
-                for value in self._child.events(control, None):
-                    if isinstance(value, wire.Ready):
-                        self._info = value.info
-                        yield Loaded(value.info.placement)
-                        for text in value.info.notices:
-                            yield Notice(text)
-                        return
-                    yield value
+                yield from self._progress(control)
                 return
             except Died as death:
                 yield Notice(f"{death} {self._restart(death.starved)}")
             except OutOfMemory as error:
-                if self._spec.squeeze >= RESTARTS:
-                    raise
                 yield Notice(f"{error} {self._restart(starved=True)}")
+            except QwqError:
+                self._failed = True
+                raise
+        self._failed = True
         raise EngineError(
             f"The engine died again and again while loading {Path(self._spec.path).name}.",
             "qwq plan, to see what fits",
         )
 
+    def _progress(self, control: Control) -> Iterator[Event]:
+        """What the child says while it loads, and once it has loaded."""
+        for value in self._child.events(control, None):
+            if isinstance(value, wire.Ready):
+                self._info = value.info
+                yield Loaded(value.info.placement)
+                for text in value.info.notices:
+                    yield Notice(text)
+                return
+            yield value
+
     def _restart(self, starved: bool) -> str:
         """Start a new child; returns the sentence that says how."""
-        self._child.close()
         on_gpu = self._info is None or not self._info.placement.startswith(NO_GPU)
-        self._info = None
-        self._spec, how = safer(self._spec, starved, on_gpu)
-        self._child = _Child(self._spec, self._cache, self._patience_s)
+        spec, how = safer(self._spec, starved, on_gpu)
+        self._start(spec)
         return how
+
+    def _start(self, spec: EngineSpec) -> None:
+        self._child.close()
+        self._info, self._failed, self._spec = None, False, spec
+        self._child = _Child(spec, self._cache, self._patience_s)
 
 
 def safer(spec: EngineSpec, starved: bool, on_gpu: bool) -> tuple[EngineSpec, str]:
     """The next safer settings after a death, and a sentence that names the change."""
-    if starved and spec.squeeze < RESTARTS:
-        return replace(spec, squeeze=spec.squeeze + 1), "It is started again with less memory."
+    if starved and spec.squeeze <= RETRIES:
+        tries = spec.squeeze + 1
+        less = f"It is tried again with less memory ({tries} of {RETRIES})."
+        return replace(spec, squeeze=tries), less if tries <= RETRIES else "That was the last try."
     if spec.rpc:
         alone = replace(spec, rpc=None, device="none", gpu_layers=0)
         return alone, "It is started again without the RPC device."
@@ -362,4 +377,6 @@ class _Child:
         lines = self._errors.read()[-4096:].decode("utf-8", "replace").split("\n")
         lines = [line.strip() for line in lines if line.strip()]
         # an abort begins with the source file that it stands in, as the build machine named it
-        return f": {re.sub(r'^.*?[^ ]+:[0-9]+: ', '', lines[-1])[:200]}" if lines else ""
+        return (
+            f": {re.sub(r'^.*?[^ ]+:[0-9]+: ', '', lines[-1])[:200].rstrip('.')}" if lines else ""
+        )
