@@ -32,7 +32,7 @@ class Order(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `reasoning` is kept for the person, never sent back."""
+    """One turn of a conversation; `reasoning` is sent back only to go on with that very reply."""
 
     role: Role
     content: str

@@ -228,3 +228,24 @@ def test_load_errors_are_ours(tmp_path_factory: pytest.TempPathFactory) -> None:
     path.write_bytes(b"GGUF" + b"\0" * 100)
     with pytest.raises((EngineError, BadFile), match=r"bad\.gguf"):
         LlamaEngine(EngineSpec(str(path), n_ctx=256))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 20, 40])
+def test_a_stopped_reply_goes_on_from_its_end(engine: LlamaEngine, cut: int) -> None:
+    """Stopped anywhere, in thought or answer, and continued, it reads as if it had not been."""
+    whole = list(engine.stream(SUM, GREEDY))
+    begun = list(engine.stream(SUM, replace(GREEDY, max_tokens=cut)))
+    assert done(begun).stop == "length"
+    stopped = Message("assistant", answer(begun), thought(begun))
+    rest = list(engine.stream([*SUM, stopped], GREEDY))
+    assert thought(begun) + thought(rest) == thought(whole)
+    assert answer(begun) + answer(rest) == answer(whole)
+    assert done(rest).stats.reused_tokens > 0
+
+
+def test_a_reply_of_a_model_that_does_not_think_goes_on(smol: LlamaEngine) -> None:
+    """Without a thought the answer alone is continued."""
+    talk = [Message("user", "Count: one two three"), Message("assistant", "One two three four")]
+    events = list(smol.stream(talk, replace(GREEDY, max_tokens=8)))
+    assert thought(events) == ""
+    assert answer(events)

@@ -97,6 +97,27 @@ def test_regen_after_a_failure_asks_again() -> None:
     assert [turn.answered for turn in table.chat.talk.turns] == [False, True]
 
 
+def test_continue(store: Store) -> None:
+    """A stopped reply goes on from its end, in the same turn; a complete one does not."""
+    stopped = [Reasoning("h", 1), Answer("It", 1), Done("interrupted", Stats())]
+    table = Table(stopped, [Answer(" is 4.", 1), Done("end", Stats())], ("", "5"), store=store)
+    table.type("one", "/continue", "/continue", "two")
+    assert table.sent[1] == [Message("user", "one"), Message("assistant", "It", "h")]
+    assert "The last answer is complete." in table.text
+    assert said(table, 2) == ["one", "It is 4.", "two"]
+    assert loaded(table) == [("one", "It is 4."), ("two", "5")]
+
+
+def test_a_thought_that_was_stopped_goes_on(store: Store) -> None:
+    """What was thought so far is sent back, so that the thought need not begin anew."""
+    stopped = [Reasoning("h", 1), Done("interrupted", Stats())]
+    table = Table(stopped, [Reasoning("mm", 1), Answer("4", 1), Done("end", Stats())], store=store)
+    table.type("one", "/continue")
+    assert table.sent[1][-1] == Message("assistant", "", "h")
+    assert table.chat.talk.turns[0].reasoning == "hmm"
+    assert loaded(table) == [("one", "4")]
+
+
 def test_edit(store: Store) -> None:
     """The last question comes back into the prompt; what is sent then takes its place."""
     table = Table(*REPLIES, store=store)

@@ -98,6 +98,9 @@ class Engine(Protocol):
     ) -> Iterator[Event]:
         """Yield the reply to `messages`, which always hold the whole conversation.
 
+        If the last message is the assistant's, the reply goes on from its end, in its thought if
+        it has no answer yet, and only what is new is yielded.
+
         Ends with exactly one `Done`, also when `control` stopped it or the engine died after it
         had said something. Raises ContextFull before the first piece, EngineError when the engine
         cannot be brought back. `thinking=False` asks the template for an empty thought. A thought

@@ -47,7 +47,7 @@ from qwqcli.messages import (
     Stop,
     ThoughtEnd,
 )
-from qwqcli.reasoning import Piece, Splitter
+from qwqcli.reasoning import OPEN, Piece, Splitter
 from qwqcli.template import DEFAULT, ChatTemplate, starts_in_thought
 
 # Inserted into a control token's text where a message contains one: the prompt is tokenized in
@@ -97,7 +97,7 @@ class LlamaEngine:
         return self._info
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self._tokenize(self._render(messages, thinking=True)))
+        return len(self._tokenize("".join(self._render(messages, thinking=True))))
 
     def abort(self) -> None:
         """Wake a decode that is under way in another thread, so that `control` is asked again."""
@@ -117,13 +117,13 @@ class LlamaEngine:
         budget: Budget = UNLIMITED,
     ) -> Iterator[Event]:
         clock = _Clock()
-        rendered = self._render(messages, thinking)
-        prompt = self._tokenize(rendered)
+        rendered, begun = self._render(messages, thinking)
+        prompt = self._tokenize(rendered + begun)
         self._check_room(len(prompt))
         reused = self._reuse(prompt)
         complete = yield from self._process(prompt, control)
         clock.prompt_done()
-        reply = _Reply(Splitter(inside=starts_in_thought(rendered)), clock)
+        reply = _Reply(_splitter(rendered, begun.replace(_BREAK, "")), clock)
         seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
         stop: Stop = "interrupted"
         if complete:
@@ -218,9 +218,14 @@ class LlamaEngine:
                 f"Shorten it, or start with --ctx {_round_up(length * 3 // 2, 1024)}",
             )
 
-    def _render(self, messages: Sequence[Message], thinking: bool) -> str:
+    def _render(self, messages: Sequence[Message], thinking: bool) -> tuple[str, str]:
+        """The prompt, and the beginning of the reply where the last message is one."""
         guarded = [replace(m, content=self._guard(m.content), reasoning="") for m in messages]
-        return self._template.render(guarded, thinking=thinking)
+        if not messages or messages[-1].role != "assistant":
+            return self._template.render(guarded, thinking=thinking), ""
+        prompt = self._template.render(guarded[:-1], thinking=thinking)
+        thought = self._guard(messages[-1].reasoning)
+        return prompt, _begun(thought, guarded[-1].content, starts_in_thought(prompt))
 
     def _guard(self, content: str) -> str:
         """Break control tokens in a person's text, so that they are read as text."""
@@ -252,12 +257,28 @@ class LlamaEngine:
     def _thinks(self) -> bool:
         """Whether a reply starts inside a thought, by the prompt that would really be sent."""
         try:
-            return starts_in_thought(self._render([Message("user", "?")], thinking=True))
+            return starts_in_thought(self._render([Message("user", "?")], thinking=True)[0])
         except BadFile:  # a template that refuses this is asked again with the real conversation
             return False
 
 
 DEFAULT_CONTEXT = 16_384  # where no plan says how much fits
+
+
+def _begun(thought: str, answer: str, inside: bool) -> str:
+    """The beginning of a reply as the model would have written it."""
+    if not (inside or thought):
+        return answer
+    opened = thought if inside else f"{OPEN}\n{thought}"
+    return f"{opened}\n{bare_closing()}{answer}" if answer else opened
+
+
+def _splitter(prompt: str, begun: str) -> Splitter:
+    """A splitter for what follows; what has begun is known to it and comes out no more."""
+    splitter = Splitter(inside=starts_in_thought(prompt))
+    splitter.feed(begun)
+    splitter.flush()
+    return splitter
 
 
 class _Clock:

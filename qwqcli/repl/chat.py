@@ -139,15 +139,22 @@ class Chat:
         self.talk = self.talk.add(turn)
         self._draw(turn, sent)
 
+    def go_on(self, turn: Turn) -> None:
+        """Draw the rest of a reply that was stopped. Raises the engine's errors."""
+        before = self.talk.at(turn.parent).messages(self.settings.system)
+        begun = Message("assistant", turn.answer, turn.reasoning)
+        self._draw(replace(turn, stop=None), [*before, Message("user", turn.prompt), begun])
+
     def _draw(self, turn: Turn, sent: Sequence[Message]) -> None:
         """Draw the reply to `sent` and keep it in `turn`, on disk as it grows."""
         growing = Growing(self.record, turn, self.save(turn), self.screen.clock)
         try:
             reply = self._stream(sent, turn, growing)
         except ContextFull:
-            self.talk = self.talk.at(turn.parent)
             self._keep(replace(turn, stop="context"))
-            self.draft, self.attached = turn.question, list(turn.attachments)
+            if not turn.answered:
+                self.talk = self.talk.at(turn.parent)
+                self.draft, self.attached = turn.question, list(turn.attachments)
             raise
         except BaseException:  # an engine that is gone, or a bug: what was said stays
             self._keep(replace(growing.turn, stop="died"))

@@ -89,6 +89,7 @@ COMMANDS = (
     Command("model", "[NAME]", "show or change the model", actions.model),
     Command("system", "[TEXT]", "show or set the system prompt; 'none' removes it", actions.system),
     Command("regen", "", "ask the last question again; earlier answers are kept", turns.regenerate),
+    Command("continue", "", "let a reply that was stopped or cut go on", turns.go_on),
     Command("alt", "[N]", "the answers to the last question; go to the N-th", turns.alternatives),
     Command("edit", "", "change the last question and ask it again", turns.edit),
     Command("undo", "", "take back the last question and its answer", turns.undo),

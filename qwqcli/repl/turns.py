@@ -25,6 +25,14 @@ def regenerate(chat: Chat, argument: str) -> None:
     chat.say(f"[answer {answers} of {answers}; /alt N goes back to another]")
 
 
+def go_on(chat: Chat, argument: str) -> None:
+    """Let the last reply go on where it was stopped or cut."""
+    last = _last(chat)
+    if last.stop == "end" and last.answered:
+        raise UsageError("The last answer is complete.", "/regen for another one")
+    chat.go_on(last)
+
+
 def alternatives(chat: Chat, argument: str) -> None:
     """List the answers to the last question, or go to one of them."""
     turns, last = chat.talk.alternatives(), _last(chat)
