@@ -121,25 +121,18 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file; none if there is no file."""
-    import yaml
+    """The settings in a YAML file; none if there is no file. Raises UsageError."""
+    from qwqcli import yaml_file
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml_file.read(path).content
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The settings file {path} cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UsageError(
-            f"The settings file {path} is not valid YAML: {where}.", f"Mend or remove {path}"
-        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"The settings file {path} must hold lines like `thinking: fold`.")
-    return {str(key): value for key, value in content.items()}
+    return content
 
 
 def from_environ(environ: Mapping[str, str]) -> dict[str, str]:
