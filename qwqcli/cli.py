@@ -15,12 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from qwqcli import __version__
-from qwqcli.commands import Env, app, bench, machine, talk
+from qwqcli.commands import Env, app, bench, machine, prompts, talk
 from qwqcli.errors import INTERRUPTED, ClosedPipe, QwqError, UsageError
 from qwqcli.terminal import Output
 
 __all__ = ["Env", "main"]
-COMMANDS = (talk, machine, bench)  # imported for the commands that they add, in the order of --help
+# imported for the commands that they add, in the order of --help
+COMMANDS = (talk, prompts, machine, bench)
 
 
 @app.callback(invoke_without_command=True)

@@ -113,13 +113,6 @@ def apply(settings: Settings, values: Mapping[str, Any], source: str) -> Setting
     return replace(settings, **checked)
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file of ours."""
-    import yaml
-
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 def read_file(path: Path) -> dict[str, Any]:
     """The settings in a YAML file; none if there is no file. Raises UsageError."""
     from qwqcli import yaml_file

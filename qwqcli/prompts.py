@@ -19,6 +19,7 @@ from qwqcli import checkers, inputs, yaml_file
 from qwqcli.checkers import Checker, recall
 from qwqcli.config import RANGES, Paths, nearest
 from qwqcli.errors import UsageError
+from qwqcli.messages import Sampling
 from qwqcli.yaml_file import Place, YamlFile
 
 SCHEMA = 1
@@ -117,13 +118,18 @@ class Library:
 
         Raises UsageError if there are none.
         """
-        found = [p for p in self if name in (ALL, p.suite, p.id, p.language) or name in p.tags]
-        judged = [prompt for prompt in found if prompt.judged]
-        if not found:
-            raise UsageError(f"There is no suite '{name}'.", f"--suite {self._nearest(name)}")
+        judged = [prompt for prompt in self.named(name) if prompt.judged]
         if not judged:
             raise UsageError(f"No prompt of '{name}' has an answer that can be checked.")
         return judged
+
+    def named(self, name: str) -> list[Prompt]:
+        """Like `suite`, with the prompts that a person has to judge."""
+        found = [p for p in self if name in (ALL, p.suite, p.id, p.language) or name in p.tags]
+        if not found:
+            close = self._nearest(name)
+            raise UsageError(f"No suite, tag or prompt is called '{name}'.", close)
+        return found
 
     def _nearest(self, name: str) -> str:
         suites = {p.suite for p in self} | {tag for p in self for tag in p.tags} | {ALL}
@@ -183,6 +189,13 @@ def render(
         checker = checkers.make("contains", list(made.expected), {"without": list(made.without)})
     parts = [text, *(f"{path.name}:\n```\n{inputs.read_file(path)}\n```" for path in prompt.files)]
     return Rendered(prompt.system, "\n\n".join(part.strip("\n") for part in parts), checker)
+
+
+def recommended(prompt: Prompt, sampling: Sampling, flags: Mapping[str, Any]) -> Sampling:
+    """`sampling` with what the prompt is best asked with, except where a flag was given."""
+    names = ("temperature", "max_tokens")
+    wished = {name: getattr(prompt.settings, name) for name in names if flags.get(name) is None}
+    return replace(sampling, **{name: v for name, v in wished.items() if v is not None})
 
 
 def _checker(prompt: Prompt) -> Checker | None:

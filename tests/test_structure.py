@@ -47,7 +47,8 @@ def test_imports_have_no_cycle() -> None:
 OWNERS = {
     "llama_cpp": {"engine.native"},
     "jinja2": {"template"},
-    "yaml": {"config"},
+    "yaml": {"yaml_file"},
+    "jsonschema": {"checkers.structured"},
     "prompt_toolkit": {"repl.prompt"},
     "typer": {"cli", "commands", "commands.bench", "commands.machine", "commands.talk"},
     "markdown_it": {"markdown"},

@@ -15,7 +15,7 @@ def scripted(*outcomes):
     async def send():
         outcome = left.pop(0)
         if outcome == "hang":
-            await asyncio.sleep(30)
+            await asyncio.sleep(1)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome

@@ -11,7 +11,7 @@ from typing import Any
 
 from qwqcli import quants
 from qwqcli.bench.report import Report
-from qwqcli.config import read_yaml
+from qwqcli.yaml_file import read
 
 FILE = "reference.yaml"
 LIKE_QWQ = 0.05  # a model whose weights are so near to QwQ-32B's in number is as fast
@@ -22,7 +22,7 @@ def published() -> list[Mapping[str, Any]]:
     here = Path(__file__).parent
     for path in (here / FILE, here.parent.parent / "benchmarks" / FILE):
         if path.exists():
-            return list(read_yaml(path) or [])
+            return list(read(path).content or [])
     return []
 
 
