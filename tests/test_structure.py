@@ -50,7 +50,11 @@ OWNERS = {
     "yaml": {"yaml_file"},
     "jsonschema": {"checkers.structured"},
     "prompt_toolkit": {"repl.prompt"},
-    "typer": {"cli", "commands", "commands.bench", "commands.machine", "commands.talk"},
+    "typer": {
+        "cli",
+        "commands",
+        *(f"commands.{name}" for name in ("bench", "machine", "prompts", "talk")),
+    },
     "markdown_it": {"markdown"},
     "huggingface_hub": {"hub.sources"},
     "filelock": {"hub.store"},

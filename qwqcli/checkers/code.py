@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwqcli.checkers import confine
+import qwqcli.checkers.confine as confine
 from qwqcli.checkers.verdict import Verdict, code_blocks
 
 TIME_LIMIT_S = 10.0

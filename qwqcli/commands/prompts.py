@@ -117,8 +117,8 @@ def run(
     view = render.AskView(screen, settings.thinking, sampling.max_tokens)
     engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
     with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
-        cancel = render.ticking(view, pressed)
-        reply = render.draw_reply(engine.stream(messages, sampling, cancel), view)
+        control = render.ticking(view, pressed)
+        reply = render.draw_reply(engine.stream(messages, sampling, control), view)
     if rendered.checker:
         verdict = checkers.check(rendered.checker, reply.answer, run_code=run_code)
         reports.show_verdict(verdict, screen.err)
