@@ -13,8 +13,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from qwqcli import budget
 from qwqcli.errors import UsageError
-from qwqcli.messages import Sampling
+from qwqcli.messages import Budget, Sampling
 
 Thinking = Literal["show", "fold", "hide"]
 FlashAttn = Literal["auto", "on", "off"]
@@ -27,6 +28,7 @@ class Settings:
 
     model: str = "tiny"
     thinking: Thinking = "fold"
+    think_budget: str = "auto"  # how long a reply may think: see budget.py
     system: str = ""
     ctx: int | None = None  # None: as much as is sensible for the model
     threads: int | None = None  # None: the physical cores
@@ -47,6 +49,15 @@ class Settings:
         return Sampling(
             self.temperature, self.top_p, self.top_k, self.min_p, self.seed, self.max_tokens
         )
+
+    @property
+    def budget(self) -> Budget:
+        return budget.parse(self.think_budget)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether replies are to think at all."""
+        return self.budget.tokens != 0
 
 
 # setting -> (lowest, highest); what is outside is a slip, not a wish
@@ -142,6 +153,8 @@ def convert(name: str, value: Any, source: str) -> Any:
     optional = get_origin(hints[name]) in (Union, UnionType)
     if value is None and optional:
         return None
+    if name == "think_budget":
+        return _budget(value, source)
     wanted = get_args(hints[name])[0] if optional else hints[name]  # T | None is T
     if get_origin(wanted) is Literal:
         return _choice(name, value, get_args(wanted), source)
@@ -162,6 +175,15 @@ def _choice(name: str, value: Any, choices: tuple[str, ...], source: str) -> str
     raise UsageError(
         f"{source} sets {name} to {value!r}.", f"Use {name} with one of: {', '.join(choices)}"
     )
+
+
+def _budget(value: Any, source: str) -> str:
+    text = "off" if value is False else str(value)  # YAML's own off
+    try:
+        budget.parse(text)
+    except UsageError as error:
+        raise UsageError(f"{source} sets think_budget: {error.message}", error.hint) from error
+    return text
 
 
 def _number_or_text(name: str, value: Any, kind: type, source: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from qwqcli.config import Thinking
 from qwqcli.engine import Control
 from qwqcli.errors import INTERRUPTED, ContextFull, EngineError, NoAnswer, QwqError
+from qwqcli.live import Tail
 from qwqcli.markdown import MarkdownStream
 from qwqcli.messages import (
     Answer,
@@ -176,6 +177,8 @@ class View:
 
     def done(self, reply: Reply) -> None: ...
 
+    def fold(self, thinking: Thinking) -> None: ...
+
     def tick(self) -> None:
         """Nothing has come for a moment: let what is live show that time goes on."""
 
@@ -229,20 +232,24 @@ def ticking(view: View, control: Control) -> Control:
 
 
 class ThoughtMeter:
-    """Times a thought as it is seen, and remembers how it ends."""
+    """Times a thought as it is seen, and knows what it has room for."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._start: float | None = None
         self._first = 0  # tokens in the first piece, which took no time that we saw
-        self._tail = ""
+        self._room: Room | None = None
+        self.end: ThoughtEnd | None = None
         self.tokens = 0
+
+    def limit(self, room: Room) -> None:
+        self._room = room
 
     def add(self, event: Reasoning) -> None:
         if self._start is None:
             self._start, self._first = self._clock(), event.tokens
         self.tokens = event.tokens
-        self._tail = (self._tail + event.text)[-400:]
+        self.end = event.end
 
     @property
     def started(self) -> bool:
@@ -252,17 +259,39 @@ class ThoughtMeter:
     def seconds(self) -> float:
         return 0.0 if self._start is None else self._clock() - self._start
 
-    @property
-    def tail(self) -> str:
-        return visible(self._tail)
-
     def parts(self) -> list[str]:
         seconds, new = self.seconds, self.tokens - self._first
         parts = [f"Thinking {duration(seconds)}", tokens(self.tokens)]
-        return [*parts, rate(new / seconds)] if new > 0 and seconds >= 0.5 else parts
+        if new > 0 and seconds >= 0.5:
+            parts.append(rate(new / seconds))
+        return [*parts, *self._shares(seconds)]
+
+    def _shares(self, seconds: float) -> list[str]:
+        """How much of the budget and of the context is used up."""
+        room = self._room
+        if room is None:
+            return []
+        used = [self.tokens / room.thought] if room.thought else []
+        used += [seconds / room.seconds] if room.seconds else []
+        shares = [f"budget {_percent(max(used))}"] if used else []
+        return [*shares, f"context {_percent((room.prompt + self.tokens) / room.context)}"]
 
     def summary(self, dot: str) -> str:
-        return f"Thought for {duration(self.seconds)}{dot}{tokens(self.tokens)}"
+        why = [ENDS[self.end]] if self.end in ENDS else []
+        return dot.join([f"Thought for {duration(self.seconds)}", tokens(self.tokens), *why])
+
+
+# why a thought was closed from outside, as its summary says it
+ENDS: dict[ThoughtEnd | None, str] = {
+    "budget": "its budget was spent",
+    "answer_now": "you asked for the answer",
+    "loop": "it went in circles",
+    "context": "the context was nearly full",
+}
+
+
+def _percent(share: float) -> str:
+    return f"{min(share, 1) * 100:.0f} %"
 
 
 class TerminalView(View):
@@ -280,6 +309,10 @@ class TerminalView(View):
         self._max_tokens = max_tokens
         self._status = StatusLine(side, clock)
         self._meter = ThoughtMeter(clock)
+        self._tail = Tail()
+        self._unshown: list[str] = []  # of the thought, what is not in the scrollback
+        self._hint: tuple[str, ...] = ()  # the keys that act while it thinks
+        self._afterwards = ""  # to be said when the reply is over
         self._live: Callable[[], None] | None = None  # draws what is going on now
         self._thought_over = False
         self._at_line_start = True  # of what was written to `side` in pieces
@@ -293,16 +326,38 @@ class TerminalView(View):
     def prompting(self, event: Prompting) -> None:
         self._progress(f"Reading {event.done:,} of {event.total:,} tokens")
 
+    def room(self, event: Room) -> None:
+        self._meter.limit(event)
+
     def reasoning(self, event: Reasoning) -> None:
         self._meter.add(event)
-        if self._thinking != "show":
+        self._unshown.append(event.text)
+        self._tail.add(event.text)
+        if self._thinking == "show":
+            self._show_text()
+        else:
             self._live = self._show_thinking
             self._live()
-            return
+
+    def fold(self, thinking: Thinking) -> None:
+        """From now on draw thoughts in this way, also the one that is coming in."""
+        self._thinking = thinking
+        if self._thought_over:
+            self._afterwards = f"Thoughts from now on: {thinking}. Ctrl+O shows this one."
+        elif self._meter.started and thinking == "show":
+            self._show_text()
+        elif self._meter.started:
+            self._side.write(self._new_line())
+            self._live = self._show_thinking
+
+    def _show_text(self) -> None:
+        """Bring what is new of the thought into the scrollback."""
         self._end_live()
-        if event.text:
-            self._side.write(self._side.dim(visible(event.text)))
-            self._at_line_start = event.text.endswith("\n")
+        text = "".join(self._unshown)
+        self._unshown.clear()
+        if text:
+            self._side.write(self._side.dim(visible(text)))
+            self._at_line_start = text.endswith("\n")
 
     def tick(self) -> None:
         if self._live:
@@ -315,12 +370,18 @@ class TerminalView(View):
         self._end_live(self._new_line())
 
     def _progress(self, *parts: str) -> None:
-        self._live = lambda: self._status.show(parts)
-        self._live()
+        def draw() -> None:
+            if self._status.due():
+                self._status.draw(parts)
+
+        self._live = draw
+        draw()
 
     def _show_thinking(self) -> None:
-        tail = self._meter.tail if self._thinking == "fold" else ""
-        self._status.show(self._meter.parts(), tail)
+        if self._status.due():
+            width, count = self._status.room
+            below = self._tail.rows(width, count if self._thinking == "fold" else 0)
+            self._status.draw([*self._meter.parts(), *self._hint], below)
 
     def _end_live(self, stays: str = "") -> None:
         self._live = None
@@ -332,17 +393,17 @@ class TerminalView(View):
             return
         self._thought_over = True
         stays = self._new_line()
-        if self._meter.started and self._thinking == "fold":
-            summary = self._meter.summary(self._side.symbols.dot)
-            stays = self._side.dim(clip(summary, max(self._side.size()[0], 1))) + "\n"
-        elif self._meter.started and self._thinking == "show":
+        if self._meter.started and self._thinking == "show":
             stays += "\n"
+        if self._meter.started and (self._thinking == "fold" or self._meter.end in ENDS):
+            summary = self._meter.summary(self._side.symbols.dot)
+            stays += self._side.dim(clip(summary, max(self._side.size()[0], 1))) + "\n"
         self._end_live(stays)
 
     def _say_stop(self, reply: Reply) -> None:
-        line = stop_line(reply, self._max_tokens)
-        if line:
-            self._side.write(self._side.dim(line) + "\n")
+        for line in (stop_line(reply, self._max_tokens), self._afterwards):
+            if line:
+                self._side.write(self._side.dim(line) + "\n")
 
     def _new_line(self) -> str:
         text = "" if self._at_line_start else "\n"
@@ -395,6 +456,7 @@ class ChatView(TerminalView):
         self, screen: Screen, thinking: Thinking = "fold", max_tokens: int | None = None
     ) -> None:
         super().__init__(screen.out, screen.clock, thinking, max_tokens)
+        self._hint = ("Ctrl+N answers now", "Ctrl+O unfolds")
         self._markdown = MarkdownStream(screen.out, screen.clock)
 
     def loaded(self, event: Loaded) -> None:

@@ -67,6 +67,8 @@ ASCII = Symbols("|/-\\", " - ", "~", "* ", "| ")
 
 def cells(text: str) -> int:
     """Terminal cells of `text`, never fewer than drawn: an emoji sequence counts each part."""
+    if text.isascii() and text.isprintable():
+        return len(text)
     from rich.cells import get_character_cell_size
 
     return sum(1 if char == "\ufe0f" else get_character_cell_size(char) for char in text)
@@ -74,6 +76,8 @@ def cells(text: str) -> int:
 
 def clip(text: str, width: int) -> str:
     """The longest beginning of `text` that fits into `width` cells."""
+    if text.isascii() and text.isprintable():
+        return text[: max(width, 0)]
     from rich.cells import get_character_cell_size
 
     for at, char in enumerate(text):
@@ -241,7 +245,7 @@ class Region:
             if above:
                 self._out.write(above)
             return
-        frame = "\r" if self._drawn else "\x1b[?25l\r"
+        frame = "\x1b[?25l\r"  # each time: the cursor is shown again when we were suspended
         frame += f"\x1b[J{above}" if above else ""
         frame += "\x1b[K\n".join(rows) + "\x1b[J\r"
         frame += f"\x1b[{len(rows) - 1}A" if len(rows) > 1 else ""
@@ -252,7 +256,7 @@ class Region:
 
 
 class StatusLine:
-    """One live row: a spinner and as many of its parts as fit."""
+    """One live row, a spinner and as many of its parts as fit, and rows of text below it."""
 
     def __init__(self, out: Output, clock: Clock) -> None:
         self._out = out
@@ -260,28 +264,31 @@ class StatusLine:
         self._throttle = Throttle(clock)
         self._frame = 0
 
-    def show(self, parts: Sequence[str], tail: str = "") -> None:
-        """Draw the row if a frame is due; `tail` fills the room that is left, from its end."""
-        if not self._out.live or not self._throttle.due():
-            return
+    def due(self) -> bool:
+        """Whether a frame is to be drawn now; asked once for each frame."""
+        return self._out.live and self._throttle.due()
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Cells in a row, and how many rows of text stand well below the status row."""
+        return self._region.width, max(0, (self._region.height - 2) // 5)
+
+    def draw(self, parts: Sequence[str], below: Sequence[str] = ()) -> None:
+        """Draw a frame."""
         symbols = self._out.symbols
         spinner = symbols.spinner[self._frame % len(symbols.spinner)]
         self._frame += 1
-        row = _fit(f"{spinner} {parts[0]}", parts[1:], tail, self._region.width, symbols)
-        self._region.draw([self._out.dim(row)])
+        row = _fit(f"{spinner} {parts[0]}", parts[1:], self._region.width, symbols)
+        self._region.draw([self._out.dim(text) for text in (row, *below)])
 
     def clear(self, above: str = "") -> None:
-        """Remove the row; `above` stays in its place."""
+        """Remove the rows; `above` stays in their place."""
         self._region.draw([], above)
 
 
-def _fit(row: str, parts: Sequence[str], tail: str, width: int, symbols: Symbols) -> str:
+def _fit(row: str, parts: Sequence[str], width: int, symbols: Symbols) -> str:
     for part in parts:
         if cells(row + symbols.dot + part) > width:
-            return clip(row, width)
+            break
         row += symbols.dot + part
-    tail = " ".join(tail.split())
-    room = width - cells(row + symbols.dot + symbols.more)
-    if tail and room >= 8:  # less is not worth reading
-        row += symbols.dot + symbols.more + clip_left(tail, room)
     return clip(row, width)

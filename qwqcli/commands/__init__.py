@@ -51,6 +51,11 @@ Model = Annotated[
 Think = Annotated[
     str | None, typer.Option("--thinking", help="The thought: show, fold or hide it.")
 ]
+ThinkBudget = Annotated[
+    str | None,
+    typer.Option("--think-budget", help="How long it may think: auto, off, or as 4k, 90s, 10m."),
+]
+NoThink = Annotated[bool, typer.Option("--no-think", help="Answer at once, without a thought.")]
 System = Annotated[str | None, typer.Option("--system", help="Instructions for the whole talk.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Stop after so many tokens.")]
 Temperature = Annotated[float | None, typer.Option(help="0.6 is QwQ's own; 0 is greedy.")]
@@ -78,6 +83,8 @@ def settings_of(ctx: typer.Context) -> config.Settings:
     names = {field.name for field in fields(config.Settings)}
     flags = {name: value for name, value in ctx.params.items() if name in names}
     flags["ctx"] = ctx.params["ctx_tokens"]
+    if ctx.params.get("no_think"):
+        flags["think_budget"] = "0"
     if ctx.params["no_gpu"]:
         _check_no_gpu(flags)
         flags["gpu_layers"] = 0

@@ -22,11 +22,13 @@ from qwqcli.commands import (
     MinP,
     Model,
     NoGpu,
+    NoThink,
     Rpc,
     Seed,
     System,
     Temperature,
     Think,
+    ThinkBudget,
     Threads,
     TopK,
     TopP,
@@ -50,6 +52,8 @@ def ask(
     ] = None,
     model: Model = None,
     thinking: Think = None,
+    think_budget: ThinkBudget = None,
+    no_think: NoThink = False,
     system: System = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -94,7 +98,14 @@ def ask(
     engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
     with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
         control = render.ticking(view, pressed)
-        reply = render.draw_reply(engine.stream(messages, settings.sampling, control), view)
+        events = engine.stream(
+            messages,
+            settings.sampling,
+            control,
+            thinking=settings.thinks,
+            budget=settings.budget,
+        )
+        reply = render.draw_reply(events, view)
         if stats:
             screen.err.write(render.stats_line(reply.stats) + "\n")
             screen.err.write(engine.info().placement + "\n")
@@ -116,6 +127,8 @@ def chat(
     no_save: Annotated[bool, typer.Option("--no-save", help="Keep nothing on disk.")] = False,
     model: Model = None,
     thinking: Think = None,
+    think_budget: ThinkBudget = None,
+    no_think: NoThink = False,
     system: System = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,

@@ -175,7 +175,13 @@ class Chat:
                 growing.tick()
                 return control()
 
-            events = self.engine.stream(sent, turn.sampling, ticking(view, waiting))
+            events = self.engine.stream(
+                sent,
+                turn.sampling,
+                ticking(view, waiting),
+                thinking=self.settings.thinks,
+                budget=self.settings.budget,
+            )
             return draw_reply(growing.watch(events), view)
 
     def _keep(self, turn: Turn) -> None:

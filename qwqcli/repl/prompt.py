@@ -7,6 +7,7 @@ line. A paste of a megabyte is one prompt. Non-goals: what a line means (`comman
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -26,6 +27,7 @@ Complete = Callable[[str], list[tuple[str, str]]]
 FOLD_CHARACTERS = 5_000  # a longer paste is one word in the line: laying it out would take seconds
 LONG_HISTORY = 4_000_000  # bytes; reading that many takes about 0.1 s
 PROMPT = "> "
+REPLY_KEYS = ("c-c", "c-n", "c-o")  # stop, answer now, fold: as prompt_toolkit names them
 
 
 class Prompt(Protocol):
@@ -125,6 +127,7 @@ class TerminalPrompt:
         self._history = _open_history(history, say)
         self._trouble: OSError | None = None
         self._pastes = Pastes()
+        self.show_thought: Callable[[], None] = lambda: None  # what Ctrl+O does
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
@@ -145,6 +148,20 @@ class TerminalPrompt:
 
     def ask(self, question: str) -> str:
         return ask_line(question)
+
+    def pressed(self) -> list[str]:
+        """Keys typed since the last prompt that act on a reply; all others wait for the next.
+
+        Read by the prompt's own input, so that half a paste or half a key goes on in the prompt.
+        """
+        from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+
+        source = self._session.app.input
+        typed = get_typeahead(source)
+        while select.select([source.fileno()], [], [], 0)[0] and not source.closed:
+            typed += source.read_keys()
+        store_typeahead(source, [press for press in typed if press.key not in REPLY_KEYS])
+        return [str(press.key.value) for press in typed if press.key in REPLY_KEYS]
 
     def _submit(self, event: KeyPressEvent) -> None:
         buffer = event.current_buffer
@@ -193,6 +210,7 @@ class TerminalPrompt:
         return text
 
     def _bindings(self) -> KeyBindings:
+        from prompt_toolkit.application import run_in_terminal
         from prompt_toolkit.key_binding import KeyBindings
         from prompt_toolkit.keys import Keys
 
@@ -200,6 +218,7 @@ class TerminalPrompt:
         bindings.add("enter")(self._submit)
         bindings.add("tab")(self._complete)
         bindings.add("c-c")(self._interrupt)
+        bindings.add("c-o")(lambda event: run_in_terminal(self.show_thought))
         bindings.add("<sigint>")(self._interrupt)
         bindings.add(Keys.BracketedPaste)(self._paste)
         for keys in (("escape", "enter"), ("c-j",)):
