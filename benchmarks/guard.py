@@ -12,7 +12,6 @@ a presence penalty; `twice` counts those where it speaks again and so would clos
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import itertools
 import random
@@ -23,9 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from common import smollm
-
-from qwqcli.builtin import model_path
 from qwqcli.builtin.training import data
 from qwqcli.guard import Guard
 
@@ -153,14 +149,14 @@ def false_alarms(random: random.Random) -> None:
 WORDS = (
     "so the answer must be checked again because we have not used that each digit of this"
     " number can carry into its neighbour and then our sum would change"
-).split()
+)
 
 
 def cycles(random: random.Random) -> dict[str, Callable[[int], str]]:
     """Ways to go in circles: from the number of the round to what is said in it."""
 
     def words(count: int) -> str:
-        return " ".join(random.choice(WORDS) for _ in range(count))
+        return " ".join(random.choice(WORDS.split()) for _ in range(count))
 
     phrase, sentence, paragraph, page = words(3), words(15), words(80), words(400)
     chinese = "".join(
@@ -215,14 +211,9 @@ def cost() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--loops", action="store_true")
-    arguments = parser.parse_args()
     cost()
     detection(random.Random(1))
     false_alarms(random.Random(1))
-    if arguments.loops:
-        real_loops()
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ class Rule:
     alarm: int
 
 
-EXACT = Rule(length=8, seen=3, relief=8, alarm=200)
-NEAR = Rule(length=12, seen=8, relief=8, alarm=1_500)
+EXACT = Rule(length=8, seen=4, relief=8, alarm=300)
+NEAR = Rule(length=12, seen=8, relief=8, alarm=1_200)
 
 
 class Guard:

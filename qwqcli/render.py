@@ -348,6 +348,7 @@ class TerminalView(View):
             self._show_text()
         elif self._meter.started:
             self._side.write(self._new_line())
+            self._tail = Tail()  # what came before stands above
             self._live = self._show_thinking
 
     def _show_text(self) -> None:
@@ -370,12 +371,8 @@ class TerminalView(View):
         self._end_live(self._new_line())
 
     def _progress(self, *parts: str) -> None:
-        def draw() -> None:
-            if self._status.due():
-                self._status.draw(parts)
-
-        self._live = draw
-        draw()
+        self._live = lambda: self._status.show(parts)
+        self._live()
 
     def _show_thinking(self) -> None:
         if self._status.due():

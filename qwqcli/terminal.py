@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 Size = Callable[[], tuple[int, int]]  # columns, rows
 
+NARROW = 12  # cells; text in fewer is not worth reading
 FRAME_S = 0.1  # no live row is drawn more often than this
 
 
@@ -271,7 +272,13 @@ class StatusLine:
     @property
     def room(self) -> tuple[int, int]:
         """Cells in a row, and how many rows of text stand well below the status row."""
-        return self._region.width, max(0, (self._region.height - 2) // 5)
+        width = self._region.width
+        return width, max(0, (self._region.height - 2) // 5) if width >= NARROW else 0
+
+    def show(self, parts: Sequence[str]) -> None:
+        """Draw the row alone if a frame is due."""
+        if self.due():
+            self.draw(parts)
 
     def draw(self, parts: Sequence[str], below: Sequence[str] = ()) -> None:
         """Draw a frame."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from qwqcli.config import Settings
@@ -17,7 +17,7 @@ from tests.fakes import Clock, Script, ScriptedEngine, Tty
 
 
 @contextmanager
-def no_keys() -> Iterator[Control]:
+def no_keys(fold: Callable[[], None]) -> Iterator[Control]:
     yield never
 
 

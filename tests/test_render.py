@@ -210,7 +210,8 @@ def test_the_live_line_leaves_one_line(view: type[AskView]) -> None:
     live = written(screen)[0]
     assert "Loading model 40 %" in live
     assert "Reading 1,024 of 3,000 tokens" in live
-    assert re.search(r"Thinking \d+ s · \d+ tokens · \d\.\d t/s · …word1 word2 ", live)
+    assert re.search(r"Thinking \d+ s · \d+ tokens · \d\.\d t/s", live)
+    assert "\x1b[2mword1 word2 " in live
     rows = shown(screen)
     assert re.fullmatch(r"Thought for \d+ s · 29 tokens", rows[0])
     assert rows[1:] == ["4"]

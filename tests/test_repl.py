@@ -212,7 +212,7 @@ def test_a_model_that_cannot_be_opened_leaves_the_old_one() -> None:
 def test_completions() -> None:
     """Commands and the values of their arguments are offered, for text nothing."""
     assert [word for word, _ in completions("/st")] == ["/stats"]
-    assert [word for word, _ in completions("/think ")] == ["show", "fold", "hide"]
+    assert [word for word, _ in completions("/think ")] == ["show", "fold", "hide", "on", "off"]
     assert [word for word, _ in completions("/think h")] == ["hide"]
     assert completions("/model q") == completions("what is /") == completions("") == []
 

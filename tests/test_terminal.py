@@ -70,7 +70,11 @@ class Terminal:
     @property
     def rows(self) -> list[str]:
         """What stands on the screen, without the empty rows below."""
-        return "\n".join(row.rstrip() for row in self.emulator.display).rstrip("\n").split("\n")
+        # not pyte's own `display`, which fails where half of a wide character was drawn over
+        screen = self.emulator
+        lines = (screen.buffer[y] for y in range(screen.lines))
+        rows = ("".join(line[x].data for x in range(screen.columns)).rstrip() for line in lines)
+        return "\n".join(rows).rstrip("\n").split("\n")
 
     def see(self, seen: Callable[[list[str]], bool] | str, timeout: float = 10) -> list[str]:
         """Wait until the screen is as expected."""
@@ -189,7 +193,7 @@ def test_the_live_line_moves_while_nothing_comes(start: Start) -> None:
     terminal.prompt()
     terminal.keys("Hi\r")
     for tenth in (2, 4, 6, 8):
-        terminal.see(lambda rows, tenth=tenth: f"Thinking 0.{tenth} s · 1 token" in rows[-1])
+        terminal.see(f"Thinking 0.{tenth} s · 1 token")
 
 
 def test_what_is_typed_during_a_reply_waits(start: Start) -> None:
@@ -257,7 +261,7 @@ def test_a_window_of_twenty_columns(start: Start) -> None:
     terminal.see(lambda rows: rows[-1] == ">")
     terminal.keys("Hi\r")
     rows = terminal.see("Thinking")
-    assert rows[-1].lstrip("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏").startswith(" Thinking 0.")
+    assert any(row.lstrip("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏").startswith(" Thinking 0.") for row in rows)
     rows = terminal.prompt()
     assert rows[-4:] == ["one two three four", "five six", "", ">"]
     assert rows[-6] == "> Hi"

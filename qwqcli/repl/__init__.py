@@ -23,9 +23,10 @@ from qwqcli.errors import QwqError
 from qwqcli.render import show_error, show_note
 from qwqcli.repl.chat import Chat, OpenModel
 from qwqcli.repl.commands import completions, obey
-from qwqcli.repl.keys import quiet, reply_keys
+from qwqcli.repl.keys import Keyboard
 from qwqcli.repl.prompt import PlainPrompt, TerminalPrompt, ask_line
 from qwqcli.repl.record import open_store
+from qwqcli.repl.thoughts import show_thought
 from qwqcli.repl.turns import pick, tell_resumed
 from qwqcli.sessions import Session, Store
 from qwqcli.terminal import Screen
@@ -63,7 +64,9 @@ def run_chat(
     screen = screen if live else screen.plain()
     plain = PlainPrompt(stdin, screen.out)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(quiet(stdin) if live else contextlib.nullcontext())
+        keyboard = Keyboard(stdin, screen.out) if live else None
+        if keyboard:
+            stack.enter_context(keyboard.quiet())
         store = open_store(paths.sessions, opening.save, lambda error: _complain(error, screen))
         stack.enter_context(contextlib.closing(store))
         found = _found(store, opening, screen, ask_line if live else plain.ask)
@@ -86,11 +89,19 @@ def run_chat(
             tell_resumed(chat)
         elif opening.latest:
             chat.say("There is no session to continue; this is a new one.")
-        if live:
-            chat.keys = lambda: reply_keys(screen.out)
-        chat.prompt = TerminalPrompt(paths.input_history, chat.say, completions) if live else plain
+        chat.prompt = plain
+        if keyboard:
+            _connect(chat, keyboard, TerminalPrompt(paths.input_history, chat.say, completions))
         converse(chat)
         return 0 if live else chat.exit_code
+
+
+def _connect(chat: Chat, keyboard: Keyboard, prompt: TerminalPrompt) -> None:
+    """Let the keys of a terminal act, at the prompt and during a reply."""
+    chat.prompt = prompt
+    chat.keys = lambda fold: keyboard.during_reply(prompt.pressed, fold)
+    chat.lend = keyboard.lent
+    prompt.show_thought = lambda: show_thought(chat)
 
 
 Found = tuple[Session, Conversation] | None

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast, get_args
 
-from qwqcli.config import Thinking
 from qwqcli.conversation import Conversation
-from qwqcli.errors import QwqError
 from qwqcli.render import stats_line
 from qwqcli.repl.chat import Chat
 from qwqcli.sessions import new_session
@@ -22,19 +19,6 @@ def clear(chat: Chat, argument: str) -> None:
     chat.begin(new_session(chat.settings.model, chat.settings.system), Conversation())
     kept = f"; the old one is kept: /resume {old}" if old and chat.record.store.path else ""
     chat.say(f"A new conversation begins{kept}.")
-
-
-def think(chat: Chat, argument: str) -> None:
-    choices = get_args(Thinking)
-    if argument in choices:
-        chat.settings = replace(chat.settings, thinking=cast(Thinking, argument))
-        chat.say(f"Thinking: {argument}.")
-    elif argument:
-        raise QwqError(f"/think knows no '{argument}'.", f"/think {'|'.join(choices)}")
-    elif chat.last and chat.last.reasoning:
-        chat.say(chat.last.reasoning.strip("\n"))
-    else:
-        chat.say(f"There is no thought to show yet. Thinking: {chat.settings.thinking}.")
 
 
 def stats(chat: Chat, argument: str) -> None:

@@ -8,11 +8,12 @@ Non-goals: reading lines and knowing commands (`prompt`, `commands`), drawing (`
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from qwqcli.config import Settings
+from qwqcli.config import Settings, Thinking
 from qwqcli.conversation import Conversation, Turn
 from qwqcli.engine import Engine
 from qwqcli.errors import ContextFull, QwqError
@@ -31,7 +32,7 @@ from qwqcli.render import (
     stats_line,
     ticking,
 )
-from qwqcli.repl.keys import KeysDuringReply
+from qwqcli.repl.keys import KeysDuringReply, only_interrupt
 from qwqcli.repl.prompt import NoPrompt, Prompt
 from qwqcli.repl.record import Growing, Record
 from qwqcli.sessions import Session, Store, new_session, new_turn_id
@@ -57,7 +58,9 @@ class Chat:
         self.settings = settings
         self.screen = screen
         self.prompt: Prompt = NoPrompt()
-        self.keys: KeysDuringReply = interruptible
+        self.keys: KeysDuringReply = only_interrupt
+        # gives the terminal to another program for a while; None: there is none to give
+        self.lend: Callable[[], contextlib.AbstractContextManager[None]] | None = None
         self.record = Record(store or Store(None), self.complain)
         self.talk = Conversation()
         self.session = new_session(settings.model, settings.system)
@@ -168,8 +171,8 @@ class Chat:
             self.screen.out.write("\n")
 
     def _stream(self, sent: Sequence[Message], turn: Turn, growing: Growing) -> Reply:
-        with self.keys() as control:
-            view = self._view()
+        view = self._view()
+        with self.keys(lambda: self._fold(view)) as control:
 
             def waiting() -> Order:
                 growing.tick()
@@ -183,6 +186,12 @@ class Chat:
                 budget=self.settings.budget,
             )
             return draw_reply(growing.watch(events), view)
+
+    def _fold(self, view: View) -> None:
+        """Ctrl+O: from now on fold thoughts that were shown, show those that were folded."""
+        thinking: Thinking = "fold" if self.settings.thinking == "show" else "show"
+        self.settings = replace(self.settings, thinking=thinking)
+        view.fold(thinking)
 
     def _keep(self, turn: Turn) -> None:
         self.talk = self.talk.put(turn)

@@ -6,11 +6,10 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
 
 import qwqcli.repl.actions as actions
+import qwqcli.repl.thoughts as thoughts
 import qwqcli.repl.turns as turns
-from qwqcli.config import Thinking
 from qwqcli.errors import QwqError
 from qwqcli.repl.chat import Chat
 
@@ -80,11 +79,19 @@ COMMANDS = (
     Command("clear", "", "forget the conversation", actions.clear),
     Command(
         "think",
-        "[show|fold|hide]",
-        "how thoughts are drawn; alone: the last one in full",
-        actions.think,
-        get_args(Thinking),
+        "[N|show|fold|hide|on|off]",
+        "the last or N-th thought in full; how thoughts are drawn; think or not",
+        thoughts.think,
+        thoughts.THINK_VALUES,
     ),
+    Command(
+        "budget",
+        "[auto|off|4k|90s]",
+        "how long a reply may think",
+        thoughts.set_budget,
+        thoughts.BUDGET_VALUES,
+    ),
+    Command("answer", "", "while it thinks: answer now, as does Ctrl+N", thoughts.answer),
     Command("stats", "", "figures after each reply: on or off", actions.stats),
     Command("model", "[NAME]", "show or change the model", actions.model),
     Command("system", "[TEXT]", "show or set the system prompt; 'none' removes it", actions.system),
@@ -100,6 +107,8 @@ COMMANDS = (
 )
 KEYS = [
     ("Alt+Enter, Ctrl+J", "a new line; so does a \\ before Enter"),
+    ("Ctrl+N", "while it thinks: answer now, from what was thought so far"),
+    ("Ctrl+O", "while it thinks: unfold or fold the thought; at the prompt: the last one in full"),
     ("Ctrl+C", "stop the reply; clear the line; twice on an empty line: leave"),
     ("//word ...", "send a line that begins with /word to the model"),
 ]

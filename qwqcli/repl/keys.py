@@ -1,49 +1,130 @@
-"""The keyboard while no prompt is open: Ctrl-C stops the reply, all else waits for the prompt."""
+"""The keyboard while no prompt is open: what stops, answers or unfolds, and what waits.
+
+Contract: Ctrl-C stops the reply, Ctrl-N asks for the answer, Ctrl-O folds the thought or unfolds
+it; every other key waits for the next prompt, a paste as one piece. The terminal is given back as
+it was found: at the end, at an error, when the process is suspended (Ctrl-Z) or terminated.
+
+Limits: without termios (Windows) only Ctrl-C acts during a reply; the console keeps the rest.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from qwqcli.engine import Control
 from qwqcli.interrupt import interruptible
+from qwqcli.messages import Order
 from qwqcli.terminal import Output
 
-KeysDuringReply = Callable[[], contextlib.AbstractContextManager[Control]]
+if sys.platform != "win32":
+    import termios
+
+# `fold` is called when the person wants the thought folded or unfolded
+KeysDuringReply = Callable[[Callable[[], None]], contextlib.AbstractContextManager[Control]]
+
+PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # bracketed paste
 
 
-@contextlib.contextmanager
-def reply_keys(out: Output) -> Iterator[Control]:
-    """`interruptible` on a quiet terminal: all other keys wait for the next prompt.
+def only_interrupt(fold: Callable[[], None]) -> contextlib.AbstractContextManager[Control]:
+    """`KeysDuringReply` where no other key can be read."""
+    return interruptible()
 
-    Bracketed paste stays on, so that a paste during a reply is one prompt as well. This is the
-    one place where further keys of a reply would be read.
-    """
-    with interruptible() as control:
-        out.write("\x1b[?2004h")
+
+Pressed = Callable[[], list[str]]  # `c-c`, `c-n`, `c-o`, as pressed since it was last asked
+
+
+class Keyboard:
+    """A terminal that is quiet for the length of a chat, and read from while a reply comes."""
+
+    def __init__(self, stdin: TextIO, out: Output) -> None:
+        self._fd, self._out = stdin.fileno(), out
+        self._found: list[Any] = []  # the terminal's attributes
+        self._in_reply = False
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep what is typed while no prompt is open, and show it only in the prompt."""
+        if sys.platform == "win32":
+            yield
+            return
+        self._found = termios.tcgetattr(self._fd)
+        before = {
+            signal.SIGTSTP: signal.signal(signal.SIGTSTP, self._suspend),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, _leave),
+        }
         try:
-            yield control
+            self._hush()
+            yield
         finally:
-            out.write("\x1b[?2004l")
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._give_back()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Give the terminal to another program for a while, such as a pager."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C there is not for us
+        self._give_back()
+        try:
+            yield
+        finally:
+            self._hush()
+            signal.signal(signal.SIGINT, before)
+
+    @contextlib.contextmanager
+    def during_reply(self, pressed: Pressed, fold: Callable[[], None]) -> Iterator[Control]:
+        """Look at the keys whenever the control is asked, also at those typed before the reply."""
+        orders = {"c-c": False, "c-n": False}
+
+        def control() -> Order:
+            for key in pressed():
+                orders[key] = True
+                if key == "c-o":
+                    fold()
+            if orders["c-c"] or interrupted():
+                return Order.STOP
+            return Order.ANSWER if orders["c-n"] else Order.GO_ON
+
+        with interruptible() as interrupted:
+            self._out.write(PASTE_ON)
+            self._in_reply = True
+            try:
+                yield interrupted if sys.platform == "win32" else control
+            finally:
+                self._in_reply = False
+                self._out.write(PASTE_OFF)
+
+    def _hush(self) -> None:
+        if sys.platform == "win32":
+            return
+        attributes = list(self._found)
+        # Enter must arrive as Enter, not as Ctrl-J
+        attributes[0] &= ~(termios.ICRNL | termios.INLCR)
+        # IEXTEN: on BSD and macOS Ctrl-O would stop all output
+        attributes[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
+        attributes[3] |= termios.NOFLSH  # Ctrl-C would throw away what was typed before it
+        termios.tcsetattr(self._fd, termios.TCSANOW, attributes)
+
+    def _give_back(self) -> None:
+        if sys.platform != "win32":
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._found)
+
+    def _suspend(self, signum: int, frame: object) -> None:
+        """Ctrl-Z: leave the terminal as it was found, stop, and come back where we were."""
+        self._give_back()
+        self._out.write("\x1b[?25h" + PASTE_OFF)
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)  # here it goes on after `fg`
+        self._hush()
+        if self._in_reply:
+            self._out.write(PASTE_ON)
 
 
-@contextlib.contextmanager
-def quiet(stdin: TextIO) -> Iterator[None]:
-    """Keep what is typed while no prompt is open, key by key, and show it only in the prompt."""
-    try:
-        import termios
-    except ImportError:  # Windows, whose console keeps keys by itself
-        yield
-        return
-    fd = stdin.fileno()
-    before = termios.tcgetattr(fd)
-    attributes = termios.tcgetattr(fd)
-    attributes[0] &= ~(termios.ICRNL | termios.INLCR)  # Enter must arrive as Enter, not as Ctrl+J
-    attributes[3] &= ~(termios.ECHO | termios.ICANON)
-    attributes[3] |= termios.NOFLSH  # Ctrl-C would throw away what was typed before it
-    termios.tcsetattr(fd, termios.TCSANOW, attributes)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSANOW, before)
+def _leave(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
     from prompt_toolkit.document import Document
     from prompt_toolkit.history import History
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
 
 # what may follow a text: (the word that ends it, complete; what that does)
 Complete = Callable[[str], list[tuple[str, str]]]
@@ -160,8 +160,9 @@ class TerminalPrompt:
         typed = get_typeahead(source)
         while select.select([source.fileno()], [], [], 0)[0] and not source.closed:
             typed += source.read_keys()
-        store_typeahead(source, [press for press in typed if press.key not in REPLY_KEYS])
-        return [str(press.key.value) for press in typed if press.key in REPLY_KEYS]
+        kept, answer = _without_answer([p for p in typed if p.key not in REPLY_KEYS])
+        store_typeahead(source, kept)
+        return [*answer, *(key for press in typed for key in REPLY_KEYS if press.key == key)]
 
     def _submit(self, event: KeyPressEvent) -> None:
         buffer = event.current_buffer
@@ -224,6 +225,18 @@ class TerminalPrompt:
         for keys in (("escape", "enter"), ("c-j",)):
             bindings.add(*keys)(self._newline)
         return bindings
+
+
+def _without_answer(typed: list[KeyPress]) -> tuple[list[KeyPress], list[str]]:
+    """What is typed ahead, and Ctrl+N for each line of it that is `/answer`."""
+    begins = 0  # the line that the key stands in
+    for at, press in enumerate(typed):
+        if press.key == "c-m":
+            if "".join(p.data for p in typed[begins:at]) == "/answer":
+                rest, more = _without_answer(typed[at + 1 :])
+                return typed[:begins] + rest, ["c-n", *more]
+            begins = at + 1
+    return typed, []
 
 
 def _open_history(path: Path, say: Callable[[str], None]) -> History:
