@@ -108,7 +108,7 @@ def test_cache_holds_exactly_what_was_said(tiny_engine: LlamaEngine, asked: int)
     and a fresh prompt with the same closed thought is answered with the same words."""
     model = tiny_engine._model
     events = list(tiny_engine.stream(COUNT, GREEDY, after(asked)))
-    rendered = tiny_engine._render(COUNT, True)
+    rendered, _ = tiny_engine._render(COUNT, True)
     prompt = tiny_engine._tokenize(rendered)
     cached = list(tiny_engine._cached)
     assert cached[: len(prompt)] == prompt

@@ -130,7 +130,9 @@ class LlamaEngine:
             limit = limits(budget, self._context.n_ctx - len(prompt), self._closing)
             yield Room(self._context.n_ctx, len(prompt), limit.tokens, budget.seconds)
             sampling = replace(sampling, seed=seed)
-            stop = yield from self._generate(reply, sampling, control, Steering(budget, limit))
+            thought = Steering(budget, limit)
+            thought.note(begun)
+            stop = yield from self._generate(reply, sampling, control, thought)
         yield from reply.flush()
         yield Done(stop, reply.stats(len(prompt), reused, seed), reply.thought_end)
 

@@ -142,17 +142,20 @@ class Chat:
         self.talk = self.talk.add(turn)
         self._draw(turn, sent)
 
-    def go_on(self, turn: Turn) -> None:
-        """Draw the rest of a reply that was stopped. Raises the engine's errors."""
+    def go_on(self, turn: Turn, order: Order = Order.GO_ON) -> None:
+        """Draw the rest of a reply that was stopped, with an order from the beginning.
+
+        Raises the engine's errors.
+        """
         before = self.talk.at(turn.parent).messages(self.settings.system)
         begun = Message("assistant", turn.answer, turn.reasoning)
-        self._draw(replace(turn, stop=None), [*before, Message("user", turn.prompt), begun])
+        self._draw(replace(turn, stop=None), [*before, Message("user", turn.prompt), begun], order)
 
-    def _draw(self, turn: Turn, sent: Sequence[Message]) -> None:
+    def _draw(self, turn: Turn, sent: Sequence[Message], order: Order = Order.GO_ON) -> None:
         """Draw the reply to `sent` and keep it in `turn`, on disk as it grows."""
         growing = Growing(self.record, turn, self.save(turn), self.screen.clock)
         try:
-            reply = self._stream(sent, turn, growing)
+            reply = self._stream(sent, turn, growing, order)
         except ContextFull:
             self._keep(replace(turn, stop="context"))
             if not turn.answered:
@@ -170,13 +173,13 @@ class Chat:
         if self.screen.out.live:
             self.screen.out.write("\n")
 
-    def _stream(self, sent: Sequence[Message], turn: Turn, growing: Growing) -> Reply:
+    def _stream(self, sent: Sequence[Message], turn: Turn, growing: Growing, order: Order) -> Reply:
         view = self._view()
         with self.keys(lambda: self._fold(view)) as control:
 
             def waiting() -> Order:
                 growing.tick()
-                return control()
+                return control() or order
 
             events = self.engine.stream(
                 sent,

@@ -91,7 +91,9 @@ COMMANDS = (
         thoughts.set_budget,
         thoughts.BUDGET_VALUES,
     ),
-    Command("answer", "", "while it thinks: answer now, as does Ctrl+N", thoughts.answer),
+    Command(
+        "answer", "", "answer now from what was thought so far, also after Ctrl+C", thoughts.answer
+    ),
     Command("stats", "", "figures after each reply: on or off", actions.stats),
     Command("model", "[NAME]", "show or change the model", actions.model),
     Command("system", "[TEXT]", "show or set the system prompt; 'none' removes it", actions.system),

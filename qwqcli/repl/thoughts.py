@@ -8,7 +8,8 @@ from typing import cast, get_args
 from qwqcli import budget
 from qwqcli.config import Thinking
 from qwqcli.conversation import Turn
-from qwqcli.errors import QwqError
+from qwqcli.errors import QwqError, UsageError
+from qwqcli.messages import Order
 from qwqcli.render import tokens
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.pager import page
@@ -72,7 +73,8 @@ def set_budget(chat: Chat, argument: str) -> None:
 
 
 def answer(chat: Chat, argument: str) -> None:
-    """`/answer`, which acts while a reply comes; at the prompt there is none."""
-    chat.say(
-        "Nothing is being thought now. While it thinks, /answer and Ctrl+N ask for the answer."
-    )
+    """`/answer`: answer from a thought that was stopped. During a reply it is as Ctrl+N."""
+    last = chat.last
+    if last is None or last.answered:
+        raise UsageError("No question waits for its answer.", "Ctrl+N or /answer while it thinks")
+    chat.go_on(last, Order.ANSWER)
