@@ -129,15 +129,11 @@ class Layout:
 
 
 def placed(case: Case, cache: Cache, start: int, cpu_ffn: int) -> Layout | None:
-    """Layers from `start` on the devices, feed-forward weights of the first `cpu_ffn` in RAM."""
-    everything = start == 0 and cpu_ffn == 0
-    items = _items(case, cache, cpu_ffn)[start:]
-    compute = [_device_compute(case, cache, device, everything) for device in case.devices]
-    budgets = [
-        device.free_bytes - case.want.margin_bytes - reserved - _mapped(case, device, everything)
-        for device, reserved in zip(case.devices, compute, strict=True)
-    ]
-    counts = _spread(items, budgets)
+    """Layers from `start` on the devices, feed-forward weights of the first `cpu_ffn` in RAM.
+
+    None if that does not fit.
+    """
+    counts = dealt(case, cache, start, cpu_ffn)
     if counts is None:
         return None
     shares = _shares(case, cache, start, cpu_ffn, counts)
@@ -145,6 +141,18 @@ def placed(case: Case, cache: Cache, start: int, cpu_ffn: int) -> Layout | None:
         return None
     predicted = _predict(case, cache, shares, start, cpu_ffn)
     return Layout(cache, start, counts, cpu_ffn, shares, predicted)
+
+
+def dealt(case: Case, cache: Cache, start: int, cpu_ffn: int) -> tuple[int, ...] | None:
+    """How many layers each device gets; None if their memory does not suffice. RAM is not asked."""
+    everything = start == 0 and cpu_ffn == 0
+    items = _items(case, cache, cpu_ffn)[start:]
+    compute = [_device_compute(case, cache, device, everything) for device in case.devices]
+    budgets = [
+        device.free_bytes - case.want.margin_bytes - reserved - _mapped(case, device, everything)
+        for device, reserved in zip(case.devices, compute, strict=True)
+    ]
+    return _spread(items, budgets)
 
 
 def _items(case: Case, cache: Cache, cpu_ffn: int) -> list[int]:

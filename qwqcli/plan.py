@@ -22,7 +22,7 @@ from qwqcli.costs import Cache
 from qwqcli.errors import NoRoom, UsageError
 from qwqcli.gguf import ModelInfo
 from qwqcli.hardware import GiB, Machine, MiB, device_of, gib, listed
-from qwqcli.layout import Case, Layout, Predicted, Share, Want, placed, with_ram_margin
+from qwqcli.layout import Case, Layout, Predicted, Share, Want, dealt, placed, with_ram_margin
 
 NATIVE_CONTEXT = 32_768  # of QwQ-32B without YaRN: "original_max_position_embeddings"
 YARN_FACTOR = 4.0  # QwQ's model card
@@ -344,24 +344,29 @@ def _fit(case: Case, stage: _Stage, n_ctx: int) -> Layout | None:
     if stage.where == "gpus":
         return placed(case, cache, 0, 0)
     # the output layer alone on a GPU would be of no use
-    layers = _fewest(case.total - 2, lambda start: placed(case, cache, start, 0))
-    parts = _fewest(case.info.n_layers, lambda n: placed(case, cache, 0, n))
+    layers = _fewest(case, cache, case.total - 2, lambda n: (n, 0))
+    parts = _fewest(case, cache, case.info.n_layers, lambda n: (0, n))
     return _faster(layers, parts)
 
 
-def _fewest(most: int, place: Callable[[int], Layout | None]) -> Layout | None:
-    """The layout that keeps the fewest (1 to `most`) in RAM, if any fits."""
-    low, high, found = 0, most, place(most)
-    if found is None:
+def _fewest(
+    case: Case, cache: Cache, most: int, way: Callable[[int], tuple[int, int]]
+) -> Layout | None:
+    """The layout that keeps the fewest (1 to `most`) in RAM, if any fits.
+
+    The more is in RAM, the more room is on the devices and the less in RAM: so what the devices
+    can just hold is the only one that needs to be tried there. `way`: see layout.placed.
+    """
+    low, high = 0, most  # the devices can hold what `high` leaves them
+    if dealt(case, cache, *way(high)) is None:
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        layout = place(middle)
-        if layout is None:
+        if dealt(case, cache, *way(middle)) is None:
             low = middle
         else:
-            high, found = middle, layout
-    return found
+            high = middle
+    return placed(case, cache, *way(high))
 
 
 def _faster(layers: Layout | None, parts: Layout | None) -> Layout | None:
@@ -477,7 +482,7 @@ def _why_ffn(case: Case, layout: Layout, plan: Plan, names: str) -> str:
         f"All attention and the KV cache are on {names}; the feed-forward weights of"
         f" {len(plan.cpu_ffn)} of {plan.layers_total - 1} layers are in RAM"
     )
-    other = _fewest(case.total - 2, lambda start: placed(case, layout.cache, start, 0))
+    other = _fewest(case, layout.cache, case.total - 2, lambda n: (n, 0))
     here = plan.predicted.generation_tps
     there = other.predicted.generation_tps if other else None
     if here and there and other:
@@ -676,14 +681,12 @@ def _shorter(case: Case) -> int | None:
 
 
 def _most_layers(case: Case) -> int:
-    """The largest --gpu-layers that fits; more layers never need less memory."""
-    low, high = 0, case.want.gpu_layers or 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        wanted = replace(case, want=replace(case.want, gpu_layers=middle))
-        fits = _first_fit(wanted, explained=False)
-        low, high = (middle, high) if fits else (low, middle)
-    return low
+    """The largest --gpu-layers that fits, 0 if none does."""
+    for layers in range(min(case.want.gpu_layers or 0, case.total), 0, -1):
+        wanted = replace(case, want=replace(case.want, gpu_layers=layers))
+        if _first_fit(wanted, explained=False):
+            return layers
+    return 0
 
 
 # --- which quantization ------------------------------------------------------------------------
@@ -716,10 +719,16 @@ class Option:
         return self.plan is not None and self.plan.n_ctx >= self.enough
 
 
-def options(machine: Machine, want: Want, *, explained: bool = True) -> list[Option]:
+def options(
+    machine: Machine,
+    want: Want,
+    among: Sequence[quants.Quant] = quants.QUANTS,
+    *,
+    explained: bool = True,
+) -> list[Option]:
     """Every quantization of QwQ-32B with its plan, the largest first; with reasons or without."""
     found = []
-    for quant in quants.QUANTS:
+    for quant in among:
         case = Case(quants.model_info(quant), machine, want)
         _check(case)
         _, enough, _ = _contexts(case)

@@ -1,8 +1,9 @@
 """From what a person types to a plan: which model, which machine, what llama.cpp itself says.
 
 Contract: `answer` is `qwq plan` without the drawing; `measured` plans for a file on this machine
-and proves the compute buffers with a dry load of it. Nothing is downloaded and no weight is read; a
-dry load that fails leaves the closed form.
+and proves the compute buffers with a dry load of it. Of a model that is not here the header is read
+from the hub, of QwQ-32B's quantizations not even that. No weight is read; a dry load that fails
+leaves the closed form.
 Non-goals: the arithmetic (plan.py), asking the system (hardware.py), drawing (tables.py).
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast, get_args
@@ -21,11 +24,15 @@ from qwqcli.engine.probe import Probe
 from qwqcli.errors import EngineError, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import Machine
+from qwqcli.hub import Hub, Policy
+from qwqcli.hub.sources import parse_want
 from qwqcli.layout import PREFERENCES, Want
 from qwqcli.plan import Option, Plan, corrected, make_plan, options
+from qwqcli.sizes import Sizes
 
 Choice = TypeVar("Choice", bound=str)
 KV_TYPES: tuple[KV, ...] = get_args(KV)
+PATIENCE = Policy(connect_s=5.0, metadata_s=15.0, tries=2)  # with the hub, for one header
 FLASH_ATTN: tuple[FlashAttn, ...] = get_args(FlashAttn)
 
 
@@ -40,6 +47,8 @@ class Asked:
     ram: str | None = None
     rpc: str | None = None
     device: str | None = None
+    offline: bool = False
+    source: str = ""  # of models that are not here: hf, modelscope or the URL of a mirror
 
     @property
     def here(self) -> bool:
@@ -47,15 +56,19 @@ class Asked:
         return not (self.machine or self.vram or self.ram)
 
 
-def answer(asked: Asked) -> tuple[Machine, Plan | list[Option]]:
+def answer(
+    asked: Asked, environ: Mapping[str, str] = os.environ
+) -> tuple[Machine, Plan | list[Option]]:
     """The machine, and the plan for the model on it; all quantizations if none was named."""
     with contextlib.ExitStack() as stack:
         probe = None if asked.machine else stack.enter_context(Probe(asked.rpc))
-        whole_table = asked.model is None or asked.model.lower() in ("qwq", "qwq-32b")
-        info, path = (None, None) if whole_table else subject(asked.model or "")
+        if asked.model is None or asked.model.lower() in ("qwq", "qwq-32b"):
+            # asks while llama.cpp is asked
+            sizes = Sizes(environ, source=asked.source, offline=asked.offline)
+            machine = _machine(asked, probe)
+            return machine, options(machine, asked.want, quants.sized(sizes.known()))
+        info, path = subject(asked.model, environ, source=asked.source, offline=asked.offline)
         machine = _machine(asked, probe)
-        if info is None:
-            return machine, options(machine, asked.want)
         if path is None or probe is None or not asked.here:
             return machine, make_plan(info, machine, asked.want)
         return machine, measured(path, info, machine, asked.want, probe)
@@ -69,17 +82,50 @@ def measured(path: Path, info: ModelInfo, machine: Machine, want: Want, probe: P
     return corrected(info, machine, want, plan, compute) if compute else plan
 
 
-def subject(name: str) -> tuple[ModelInfo, Path | None]:
-    """The header that `name` stands for, and its file if it is on this machine."""
-    quant = quants.BY_NAME.get(name.lower())
-    if quant is not None and not Path(name).exists():
-        return quants.model_info(quant), None
+def subject(
+    name: str, environ: Mapping[str, str] = os.environ, *, source: str = "", offline: bool = False
+) -> tuple[ModelInfo, Path | None]:
+    """The header that `name` stands for, and its file if it is on this machine.
+
+    Raises UsageError if it stands for nothing, NetworkError if only the hub could tell.
+    """
+    hub = Hub(environ, source=source, offline=offline, policy=PATIENCE)
+    path = _here(name, hub)
+    if path is not None:
+        return read_file_header(path), path
+    if (quant := quants.BY_NAME.get(name.lower())) is not None:
+        # of llama.cpp's own mixes we know each byte
+        sizes = Sizes(environ, source=source, offline=offline or not quant.approximate)
+        named = {sized.name: sized for sized in quants.sized(sizes.known())}
+        return quants.model_info(named[quant.name]), None
+    if _is_remote(name):
+        return hub.header(hub.choose(name)), None
     try:
         path = catalog.resolve(name).path
     except UsageError as error:
         close = difflib.get_close_matches(name.lower(), quants.BY_NAME, n=1)
         raise UsageError(error.message, " ".join(["qwq plan", *close])) from error
     return read_file_header(path), path
+
+
+def _here(name: str, hub: Hub) -> Path | None:
+    """The file called so, else the model that was pulled under this name."""
+    if Path(name).expanduser().is_file():
+        return Path(name).expanduser()
+    with contextlib.suppress(UsageError):  # a name that no pull could have left
+        model = hub.find(name)
+        return model.paths[0] if model else None
+    return None
+
+
+def _is_remote(name: str) -> bool:
+    """Whether this is OWNER/NAME, with :QUANT or :FILE, or a URL: not the path of a file."""
+    try:
+        want = parse_want(name)
+    except UsageError:
+        return False
+    plain = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", want.repo) is not None
+    return bool(want.source) or (plain and not want.repo.lower().endswith(".gguf"))
 
 
 def _machine(asked: Asked, probe: Probe | None) -> Machine:

@@ -3,8 +3,8 @@
 Contract: `QUANTS` lists what people publish, largest first; `model_info` is the `ModelInfo` that
 such a file has, so that a plan can be made before anything is downloaded.
 Limits: for the four mixes of llama.cpp in `MIXES` the layers are exact to the byte. The others are
-computed from the size that was published, which is rounded: `approximate` says so. The hub has
-the exact size of a file.
+computed from the size that was published, which is rounded: `approximate` says so. `sized` takes
+the exact ones that a hub gives.
 Sources: config.json of Qwen/QwQ-32B; llama-quant.cpp of llama.cpp at 0c1e57098 for the mixes;
 listings of Qwen, bartowski, mradermacher, tensorblock and unsloth on Hugging Face for the sizes;
 tools/perplexity/README.md of llama.cpp (Llama-3-8B) for what is lost: good for the order alone.
@@ -12,7 +12,8 @@ tools/perplexity/README.md of llama.cpp (Llama-3-8B) for what is lost: good for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from qwqcli.gguf import TENSOR_TYPES, ModelInfo, Rope
 
@@ -35,10 +36,7 @@ class Quant:
     kld: float | None
     embedding: str = "Q4_K"  # tensor type
     output: str = "Q6_K"
-
-    @property
-    def approximate(self) -> bool:
-        return self.name not in MIXES
+    approximate: bool = False  # the size is rounded
 
 
 # quantization -> type of most tensors, type of half of attn_v and ffn_down
@@ -51,7 +49,7 @@ MIXES = {
 
 
 def _published(name: str, gigabytes: float, kld: float | None, embedding: str) -> Quant:
-    return Quant(name, round(gigabytes * 10**9), kld, embedding, "Q6_K")
+    return Quant(name, round(gigabytes * 10**9), kld, embedding, "Q6_K", True)
 
 
 QUANTS: tuple[Quant, ...] = (
@@ -82,6 +80,16 @@ QUANTS: tuple[Quant, ...] = (
     _published("iq1_s", 7.27, None, "Q2_K"),
 )
 BY_NAME = {quant.name: quant for quant in QUANTS}
+
+
+def sized(known: Mapping[str, int]) -> tuple[Quant, ...]:
+    """`QUANTS` with the sizes in bytes that are known by name, such as those of a hub."""
+    return tuple(
+        replace(quant, file_bytes=known[quant.name], approximate=False)
+        if quant.name in known
+        else quant
+        for quant in QUANTS
+    )
 
 
 def is_qwq(info: ModelInfo, file_name: str = "") -> bool:
@@ -133,7 +141,8 @@ def model_info(quant: Quant) -> ModelInfo:
 
 def _layers(quant: Quant, outside: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Bytes of each layer, and of its feed-forward part."""
-    if quant.name in MIXES:
+    # a publisher's header is some kilobytes longer or shorter; another mix differs by more
+    if quant.name in MIXES and abs(quant.file_bytes - BY_NAME[quant.name].file_bytes) < 1 << 20:
         rows = [_mixed_layer(quant.name, layer) for layer in range(N_LAYERS)]
         return tuple(row[0] for row in rows), tuple(row[1] for row in rows)
     layer = (quant.file_bytes - HEADER_BYTES - outside) // N_LAYERS

@@ -114,7 +114,7 @@ def show_options(
         table.add_row(*_option_cells(option, chosen))
     print_table(table, out)
     notes = [
-        "Sizes with ~ are rounded; t/s are predicted. What is not on the GPU is in RAM.",
+        f"{_sizes_note(found)} t/s are predicted. What is not on the GPU is in RAM.",
         "Loss is the KL divergence from f16, measured on Llama-3-8B: good for the order alone.",
     ]
     for note in [*notes, why_recommended(found, chosen)]:
@@ -122,6 +122,12 @@ def show_options(
     for unused in machine.unused:
         said = f"{unused.name} is here, but this build cannot use it: {unused.install}"
         out.write(f"{out.red('warning:')} {visible(said)}\n")
+
+
+def _sizes_note(found: Sequence[Option]) -> str:
+    if any(option.quant.approximate for option in found):
+        return "Sizes with ~ are rounded, for the hub has not said them."
+    return "Sizes are the hub's."
 
 
 def why_recommended(found: Sequence[Option], chosen: str | None) -> str:

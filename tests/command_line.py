@@ -20,5 +20,5 @@ class Result(NamedTuple):
 def qwq(*argv: str, environ: Mapping[str, str] | None = None, stdin: bytes = b"") -> Result:
     """Run one command line (an engine is a child process all the same)."""
     out, err = io.StringIO(), io.StringIO()
-    env = Env(io.TextIOWrapper(io.BytesIO(stdin)), out, err, environ or {})
+    env = Env(io.TextIOWrapper(io.BytesIO(stdin)), out, err, environ or {"HF_HUB_OFFLINE": "1"})
     return Result(main(argv, env), out.getvalue(), err.getvalue())

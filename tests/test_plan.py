@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from qwqcli import builtin, costs, quants
 from qwqcli.config import FlashAttn
+from qwqcli.costs import Cache
 from qwqcli.errors import NoRoom, QwqError, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import (
@@ -31,7 +32,7 @@ from qwqcli.hardware import (
     machine_names,
     with_memory,
 )
-from qwqcli.layout import PREFERENCES, Want
+from qwqcli.layout import PREFERENCES, Case, Want, placed
 from qwqcli.plan import (
     ENOUGH_CONTEXT,
     Yarn,
@@ -272,6 +273,21 @@ def test_attention_stays_on_a_small_card() -> None:
     reason = plan.reasons[0]
     assert "feed-forward" in reason
     assert "whole layers" in reason
+
+
+@pytest.mark.parametrize(("name", "ram"), [("3090", 28), ("3090", 16), ("4070", 24), ("8G", 40)])
+def test_neither_the_card_nor_the_ram_need_hold_nearly_all(name: str, ram: int) -> None:
+    """A model is split wherever any split fits, as trying each of them shows."""
+    here = replace(machine(name), ram_free_bytes=ram * GiB)
+    info, cache = shaped("q8_0"), Cache(16_384, "q8_0", "q8_0")
+    case = Case(info, here, Want(n_ctx=16_384, kv="q8_0"))
+    ways = [*((n, 0) for n in range(1, 64)), *((0, n) for n in range(1, 65))]
+    fits = any(placed(case, cache, *way) for way in ways)
+    if not fits:
+        with pytest.raises(NoRoom):
+            make_plan(info, here, case.want)
+    else:
+        assert make_plan(info, here, case.want).gpu_layers
 
 
 def test_whole_layers_where_speed_is_not_known() -> None:
@@ -688,7 +704,7 @@ def test_the_table_of_quantizations() -> None:
 
 def test_json_of_the_table() -> None:
     """The same as values: one object for each quantization, one of them recommended."""
-    rows = json.loads(qwq("plan", "--machine", "4070", "--json").out)["quantizations"]
+    rows = json.loads(qwq("plan", "--machine", "cpu-32", "--json").out)["quantizations"]
     assert [row["quantization"] for row in rows] == [quant.name for quant in quants.QUANTS]
     assert sum(row["recommended"] for row in rows) == 1
     assert any(row["plan"] is None for row in rows)

@@ -33,6 +33,7 @@ def test_commands_run_as_written(command: str, tmp_path: Path, cache: Path) -> N
     environ = {
         "PATH": f"{bin_folder}:/usr/bin:/bin",
         "HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
         "QWQ_THREADS": "1",
         "QWQ_CACHE_DIR": str(cache),
         "PYTHONPATH": str(ROOT),

@@ -9,13 +9,13 @@ import typer
 from qwqcli.commands import Ctx, Device, Env, Flash, GpuLayers, Kv, Rpc, Threads, app
 from qwqcli.terminal import Output, Screen
 
+PLANNED = "A quantization, a GGUF file, OWNER/NAME:QUANT or a URL; all quantizations if absent."
+
 
 @app.command()
 def plan(
     ctx: typer.Context,
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL|QUANT]", help="All quantizations if absent.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL|QUANT]", help=PLANNED)] = None,
     ctx_tokens: Ctx = None,
     kv: Kv = None,
     flash_attn: Flash = None,
@@ -36,18 +36,23 @@ def plan(
     ] = None,
     device: Device = None,
     rpc: Rpc = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the hub.")] = False,
+    source: Annotated[
+        str, typer.Option(help="Where to look: hf, modelscope or the URL of a mirror.")
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show which layers would go where, how much context fits, how fast it would be, and why.
 
-    Needs no download and no network.
+    Nothing is downloaded; the hub is asked for sizes where it answers within seconds.
     """
     from qwqcli import planning, tables
 
     env: Env = ctx.obj
     want = planning.wish(ctx_tokens, kv, flash_attn, prefer, gpu_layers, threads, margin)
-    asked = planning.Asked(model, want, machine, vram, ram, rpc, device)
-    tables.show_answer(*planning.answer(asked), Output(env.stdout, env.environ), as_json=json)
+    asked = planning.Asked(model, want, machine, vram, ram, rpc, device, offline, source)
+    found = planning.answer(asked, env.environ)
+    tables.show_answer(*found, Output(env.stdout, env.environ), as_json=json)
 
 
 @app.command()

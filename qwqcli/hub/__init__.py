@@ -110,7 +110,7 @@ class Hub:
     ) -> None:
         self._environ, self._named, self._free = environ, source, free
         self._policy = policy or Policy()
-        self._offline = offline or environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
+        self.offline = offline or environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
         self._cache = cache_root(environ)
         self._shelves = shelves(environ)
         folders = config.paths(environ)
@@ -289,8 +289,8 @@ class Hub:
         return Journal(place.partial(file), file.sha256, file.size, file.path)
 
     def _web(self, source: Source) -> Web:
-        tokens = {} if self._offline else tokens_for(source, self._environ)
-        return Web(self._policy, tokens, self._offline)
+        tokens = {} if self.offline else tokens_for(source, self._environ)
+        return Web(self._policy, tokens, self.offline)
 
 
 def _locked(path: Path, file: RemoteFile, journal: Journal) -> Generator[Waiting, None, Lock]:
