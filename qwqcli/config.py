@@ -26,7 +26,7 @@ KV = Literal["f16", "q8_0", "q4_0"]  # types of the KV cache
 class Settings:
     """Everything a person can set, with its default."""
 
-    model: str = "tiny"
+    model: str = "auto"  # the QwQ-32B that was pulled, else the built-in model
     thinking: Thinking = "fold"
     think_budget: str = "auto"  # how long a reply may think: see budget.py
     system: str = ""

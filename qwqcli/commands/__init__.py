@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, BinaryIO, TextIO
 
 import typer
@@ -88,7 +88,10 @@ def settings_of(ctx: typer.Context) -> config.Settings:
     if ctx.params["no_gpu"]:
         _check_no_gpu(flags)
         flags["gpu_layers"] = 0
-    return config.load(ctx.obj.environ, flags)
+    settings = config.load(ctx.obj.environ, flags)
+    if settings.model != catalog.AUTO:
+        return settings
+    return replace(settings, model=catalog.resolve(catalog.AUTO, ctx.obj.environ).name)
 
 
 def _check_no_gpu(flags: Mapping[str, Any]) -> None:
@@ -99,9 +102,14 @@ def _check_no_gpu(flags: Mapping[str, Any]) -> None:
             raise UsageError(f"--no-gpu and {option} exclude each other.", f"Leave out {option}")
 
 
-def check_model(settings: config.Settings, force: bool) -> catalog.ModelRef:
-    """The model that is wanted, refused where its file or the settings make no sense for it."""
-    ref = catalog.resolve(settings.model)
+def check_model(
+    settings: config.Settings, force: bool, environ: Mapping[str, str]
+) -> catalog.ModelRef:
+    """The model that is wanted, refused where its file or the settings make no sense for it.
+
+    It is then noted as used.
+    """
+    ref = catalog.resolve(settings.model, environ)
     header = read_file_header(ref.path)
     if settings.ctx is not None and 0 < header.n_ctx_train < settings.ctx:
         raise UsageError(
@@ -115,4 +123,5 @@ def check_model(settings: config.Settings, force: bool) -> catalog.ModelRef:
             " without end.",
             "Leave out --temperature (0.6 is QwQ's own), or add --force",
         )
+    catalog.used(ref, environ)
     return ref

@@ -89,7 +89,7 @@ def ask(
     screen = Screen(env.stdout, env.stderr, env.environ)
     messages = [Message("system", settings.system)] if settings.system else []
     messages.append(Message("user", prompt))
-    ref = check_model(settings, force)
+    ref = check_model(settings, force, env.environ)
     view: render.View = render.AskView(screen, settings.thinking, settings.max_tokens)
     if json:
         view = render.JsonView(screen, ref.name)
@@ -155,7 +155,7 @@ def chat(
 
     def open_model(name: str) -> ProcessEngine:
         wanted = replace(settings, model=name)
-        return open_engine(check_model(wanted, force).path, wanted, paths.cache)
+        return open_engine(check_model(wanted, force, env.environ).path, wanted, paths.cache)
 
     if session and not resume:
         raise UsageError("qwq chat takes no words.", f"qwq ask, or qwq chat --resume {session}")

@@ -13,17 +13,17 @@ Inside, each knowing only those before it: events · web (HTTP) · sources (name
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from qwqcli import config
-from qwqcli.errors import NoRoom, QwqError
+from qwqcli.errors import NoRoom, QwqError, UsageError
 from qwqcli.gguf import ModelInfo
 from qwqcli.hub.events import (
     Checking,
@@ -138,11 +138,22 @@ class Hub:
         return self._library.models()
 
     def find(self, text: str) -> Model | None:
-        """The pulled model that `text` means, without asking the network."""
+        """The model on this machine that `text` means: by a name of `models`, or see `parse_want`.
+
+        Nothing is asked of the network.
+        """
         if (model := self._library.named(text)) is not None:
             return model
-        want = parse_want(text)
-        return self._library.find(want.repo, want.quantization, want.file)
+        want = _want_or_none(text)
+        return self._library.find(want) if want is not None else None
+
+    def latest(self) -> Model | None:
+        """The QwQ-32B that was pulled or used last."""
+        return self._library.latest()
+
+    def used(self, path: Path) -> None:
+        """Note that the model at `path` is used now, if it is one of ours."""
+        self._library.used(path)
 
     def remove(self, model: Model) -> Removed:
         """Delete a model that we brought. Raises UsageError if another tool owns it."""
@@ -153,9 +164,14 @@ class Hub:
         """Know the model at `path` by its name from now on; the file stays where it is."""
         return self._library.adopt(path.expanduser())
 
-    def unfinished(self) -> tuple[Unfinished, ...]:
-        """What interrupted pulls into the cache have left."""
-        return tuple(unfinished(self._cache))
+    def unfinished(self, text: str | None = None) -> tuple[Unfinished, ...]:
+        """What interrupted pulls into the cache have left; only that which `text` means."""
+        every = tuple(unfinished(self._cache))
+        if text is None:
+            return every
+        named = tuple(left for left in every if left.label.lower() == text.lower())
+        want = _want_or_none(text)
+        return named or tuple(left for left in every if want is not None and left.is_of(want))
 
     def discard(self, left: Unfinished) -> int:
         """Delete what an interrupted pull left; returns the bytes freed.
@@ -293,6 +309,12 @@ class Hub:
         return Web(self._policy, tokens, self.offline)
 
 
+def _want_or_none(text: str) -> Want | None:
+    with contextlib.suppress(UsageError):
+        return parse_want(text)
+    return None
+
+
 def _locked(path: Path, file: RemoteFile, journal: Journal) -> Generator[Waiting, None, Lock]:
     """The lock of a file, once no other process has it; yields that one's progress meanwhile."""
     while (lock := try_lock(path)) is None:
@@ -301,7 +323,7 @@ def _locked(path: Path, file: RemoteFile, journal: Journal) -> Generator[Waiting
     return lock
 
 
-@contextmanager
+@contextlib.contextmanager
 def _partial(path: Path) -> Iterator[int]:
     number = open_partial(path)
     try:

@@ -1,8 +1,9 @@
 """The models on this machine: those that qwq pulled, by their receipts, and those of other tools.
 
 Contract: every pull and import leaves a receipt, a small JSON file in qwq's data folder that says
-what it was, where it came from and where it is. What has a receipt can be removed; of a file that
-another tool brought, only the receipt or our own second name for it goes. Nothing else is deleted.
+what it was, where it came from and where it is; an empty file beside it has the time of the last
+use. What has a receipt can be removed; of a file that another tool brought, only the receipt or our
+own second name for it goes. Nothing else is deleted.
 Limits: a receipt is believed as to origin, never as to being there: that is looked at each time.
 """
 
@@ -16,7 +17,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from qwqcli.errors import UsageError
 from qwqcli.gguf import read_file_header, split_paths
 from qwqcli.hub.events import How
 from qwqcli.hub.reuse import Shelf, everything
-from qwqcli.hub.sources import Offer, quantization_of
+from qwqcli.hub.sources import QWQ_REPOS, Offer, Want, quantization_of
 from qwqcli.hub.spans import write_file
 
 QWQ = "qwq"  # the owner of what we pulled
@@ -37,7 +38,11 @@ REMOVE_WITH = {
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model on this machine. What is not known is ""; `used_s` is seconds since 1970."""
+    """A model on this machine. What is not known is "".
+
+    `used_s` is when it was last used, in seconds since 1970, 0 if it never was. Of what other tools
+    keep it is the time at which the file was last read.
+    """
 
     name: str
     quantization: str
@@ -81,21 +86,23 @@ class Library:
         return (*ours, *self._others(known))
 
     def named(self, name: str) -> Model | None:
-        """The model of ours that has exactly this name, whatever its capitals."""
-        return next((model for model in self._ours() if model.name.lower() == name.lower()), None)
+        """The model that has exactly this name, whatever its capitals."""
+        return next((m for m in self._by_use() if m.name.lower() == name.lower()), None)
 
-    def find(self, repo: str, quantization: str, file: str = "") -> Model | None:
-        """The pulled model that this means; "" means any."""
+    def find(self, want: Want) -> Model | None:
+        """The model that `want` means: ours before those of other tools, the last used first."""
+        return next((model for model in self._by_use() if _is_wanted(model, want)), None)
+
+    def latest(self) -> Model | None:
+        """The QwQ-32B of ours that was last used or pulled."""
+        return next((model for model in self._ours_by_use() if _is_qwq(model)), None)
+
+    def used(self, path: Path) -> None:
+        """Note that the model at `path` is used now, if it is one of ours."""
         for model in self._ours():
-            names = [path.name for path in model.paths]
-            same = repo.lower() in ("", model.repo.lower())
-            if not repo and not _is_qwq(model):
-                continue
-            if file:
-                same = same and file.rpartition("/")[2] in names
-            if same and quantization in ("", model.quantization):
-                return model
-        return None
+            if model.paths[0] == Path(os.path.abspath(path)):
+                with contextlib.suppress(OSError):  # a disk that is full or not ours to write on
+                    self._use_mark(model).touch()
 
     def record(self, offer: Offer, paths: Sequence[Path], how: Sequence[How]) -> Model:
         """Leave the receipt of a pull."""
@@ -169,6 +176,7 @@ class Library:
             freed += came
             stays += kept
             self._claim(path).unlink(missing_ok=True)
+        self._use_mark(model).unlink(missing_ok=True)
         self._receipt(model).unlink(missing_ok=True)
         return Removed(freed, tuple(stays))
 
@@ -191,7 +199,20 @@ class Library:
         for path in sorted(self._folder.glob("*.json")):
             model = _read(path)
             if model is not None and all(part.exists() for part in model.paths):
-                yield model
+                yield replace(model, used_s=_time_of(self._use_mark(model)))
+
+    def _ours_by_use(self) -> list[Model]:
+        """To have pulled a model counts as a use of it."""
+
+        def last(model: Model) -> float:
+            return max(model.used_s, _time_of(self._receipt(model)))
+
+        return sorted(self._ours(), key=last, reverse=True)
+
+    def _by_use(self) -> Iterator[Model]:
+        ours = self._ours_by_use()
+        yield from ours  # others are looked for only if none of ours is meant: it takes longer
+        yield from self._others({path.resolve() for model in ours for path in model.paths})
 
     def _others(self, known: set[Path]) -> Iterator[Model]:
         parts: dict[Path, list[Any]] = {}
@@ -209,6 +230,7 @@ class Library:
                 size=sum(item.size for item in items),
                 owner=items[0].owner,
                 used_s=max(item.used_s for item in items),
+                repo=items[0].repo,
             )
 
     def _write(self, model: Model) -> Model:
@@ -218,15 +240,33 @@ class Library:
         write_file(self._receipt(model), json.dumps(values, indent=1).encode(), sync=True)
         return model
 
+    def _use_mark(self, model: Model) -> Path:
+        return self._receipt(model).with_suffix(".used")
+
     def _receipt(self, model: Model) -> Path:
         label = re.sub(r"[^\w.-]+", "--", model.name, flags=re.ASCII)[:100]
         where = hashlib.sha256(str(model.paths[0]).encode()).hexdigest()[:8]
         return self._folder / f"{label}-{where}.json"
 
 
+def _is_wanted(model: Model, want: Want) -> bool:
+    """Whether `want`, in which "" is any, can mean this model."""
+    if want.file:
+        named = want.file.rpartition("/")[2].lower() in [path.name.lower() for path in model.paths]
+        return named and want.repo.lower() in ("", model.repo.lower())
+    if not want.repo and not _is_qwq(model):
+        return False
+    same = want.repo.lower() in ("", model.repo.lower())
+    return same and want.quantization in ("", model.quantization)
+
+
 def _is_qwq(model: Model) -> bool:
-    """Whether a bare quantization can mean this model; the preview is another one."""
-    return "qwq-32b" in model.name.lower() and "preview" not in model.name.lower()
+    """Whether a bare quantization can mean this model: neither the preview nor what others made."""
+    if model.repo in QWQ_REPOS:
+        return True
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", model.name.lower().removesuffix(".gguf"))
+    match = re.fullmatch(r"(?:qwen_)?qwq[-:]32b(?:[-.](?:i1-)?(?:ud-)?(\w+))?", stem)
+    return match is not None and (match[1] is None or bool(quantization_of(f"-{match[1]}")))
 
 
 def _read(path: Path) -> Model | None:
@@ -237,10 +277,17 @@ def _read(path: Path) -> Model | None:
         values["sha256"], values["how"] = tuple(values["sha256"]), tuple(values["how"])
         if len(values["how"]) != len(paths):
             return None
-        used_s = max(part.stat().st_atime for part in paths)
-        return Model(**{**values, "paths": paths, "used_s": used_s})
+        return Model(**{**values, "paths": paths})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _time_of(path: Path) -> float:
+    """When a file was last written, in seconds since 1970; 0 if there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _delete(path: Path) -> int:

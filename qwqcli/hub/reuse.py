@@ -47,6 +47,7 @@ class Item:
     name: str
     size: int
     used_s: float  # time of the last access, since 1970
+    repo: str = ""
 
 
 def shelves(environ: Mapping[str, str]) -> tuple[Shelf, ...]:
@@ -100,7 +101,8 @@ def everything(shelves: Iterable[Shelf]) -> Iterator[Item]:
                 key = (about.st_dev, about.st_ino)
                 if stat.S_ISREG(about.st_mode) and key not in seen:
                     seen.add(key)
-                    yield Item(shelf.owner, path, name, about.st_size, about.st_atime)
+                    repo = _repo_of(shelf, path)
+                    yield Item(shelf.owner, path, name, about.st_size, about.st_atime, repo)
 
 
 class Sums:
@@ -182,6 +184,17 @@ def _named_files(shelf: Shelf) -> Iterator[tuple[Path, str]]:
                 yield path, path.name
             elif (blob := _ollama_blob(shelf.root, path)) is not None:
                 yield blob, f"{path.parent.name}:{path.name}"
+
+
+def _repo_of(shelf: Shelf, path: Path) -> str:
+    """The repository that a file came from, where its folder says it."""
+    with contextlib.suppress(ValueError):
+        first, second, *_ = path.relative_to(shelf.root).parts
+        if shelf.owner == "Hugging Face":
+            return first.removeprefix("models--").replace("--", "/", 1)
+        if shelf.owner == "LM Studio":
+            return f"{first}/{second}"
+    return ""
 
 
 def _ollama_blob(root: Path, manifest: Path) -> Path | None:

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,14 @@ from pathlib import Path
 from typing import Protocol
 
 from qwqcli.errors import BadFile, NoRoom, QwqError, UsageError
-from qwqcli.hub.sources import Offer, RemoteFile, safe_path
+from qwqcli.hub.sources import (
+    QWQ_REPOS,
+    Offer,
+    RemoteFile,
+    Want,
+    quantization_of,
+    safe_path,
+)
 from qwqcli.hub.spans import Journal, held, sync_folder, write_file
 
 PARTIAL = ".qwq.incomplete"  # the ending lets `hf cache prune` sweep what is left behind
@@ -40,6 +48,22 @@ class Unfinished:
     path: Path
     done: int
     size: int
+
+    @property
+    def label(self) -> str:
+        """How people name it: REPO:FILE."""
+        return f"{self.repo}:{self.name}"
+
+    def is_of(self, want: Want) -> bool:
+        """Whether `want` means this file. Only QwQ-32B can be meant without its repository."""
+        file = self.name.rpartition("/")[2]
+        if want.file:
+            same = want.file.rpartition("/")[2].lower() == file.lower()
+        else:
+            stem = re.sub(r"-\d{5}-of-\d{5}$", "", file.removesuffix(".gguf"))
+            same = want.quantization in ("", quantization_of(stem))
+            same = same and bool(want.repo or self.repo in QWQ_REPOS)
+        return same and want.repo.lower() in ("", self.repo.lower())
 
 
 class Lock(Protocol):
