@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 BUILT_IN = "tiny"
 QWQ = ("qwq", "qwq-32b")
+WORDS = (AUTO, BUILT_IN, *QWQ)  # names that mean something whatever is on the machine
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from qwqcli import __version__
-from qwqcli.commands import Env, app, bench, machine, prompts, talk
+from qwqcli.commands import Env, app, bench, files, machine, prompts, talk
 from qwqcli.errors import INTERRUPTED, ClosedPipe, QwqError, UsageError
 from qwqcli.terminal import Output
 
 __all__ = ["Env", "main"]
 # imported for the commands that they add, in the order of --help
-COMMANDS = (talk, prompts, machine, bench)
+COMMANDS = (talk, prompts, files, machine, bench)
 
 
 @app.callback(invoke_without_command=True)
@@ -64,5 +64,6 @@ def _fail(error: QwqError, env: Env) -> int:
 def _command(argv: Sequence[str] | None) -> str:
     """`qwq` and its command, for a hint."""
     words = sys.argv[1:] if argv is None else argv
-    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = app.registered_commands
+    known = {command.name or getattr(command.callback, "__name__", "") for command in commands}
     return f"qwq {words[0]}" if words and words[0] in known else "qwq"

@@ -8,8 +8,9 @@ Non-goals: pulling, deciding, errors (render.py).
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ class PullView:
     def show(self, event: Event) -> None:
         """Draw what has happened."""
 
+    def wait(self, text: str) -> None:
+        """Say what is done before the first event."""
+
     def close(self) -> None:
         """Leave the terminal as it was found."""
 
@@ -92,6 +96,10 @@ class TextView(PullView):
             case Checking():
                 self._row([percent(event.done, event.total), "verifying", event.file])
 
+    def wait(self, text: str) -> None:
+        if self._out.live:
+            self._status.show([visible(text)])
+
     def close(self) -> None:
         self._status.clear()
 
@@ -125,7 +133,7 @@ class TextView(PullView):
             speed = f"{size(event.received)} in {duration(seconds)}"
             return f"{event.name} is here and verified: {speed}"
         how = {
-            "kept": "was here already, verified",
+            "kept": "was here already",
             "linked": "is a second name for the file that was found; nothing was downloaded",
             "in place": "is used where it is; nothing was downloaded",
         }
@@ -165,6 +173,25 @@ class JsonView(PullView):
                 return
             self._due = self._clock() + JSON_S
         write_json({"type": type(event).__name__.lower(), **asdict(event)}, self._out)
+
+
+def view_of(screen: Screen, *, as_json: bool, quiet: bool) -> PullView:
+    """The view that the options ask for."""
+    if as_json:
+        return JsonView(screen)
+    return PullView() if quiet else TextView(screen)
+
+
+def follow(events: Generator[Event, None, None], view: PullView) -> Pulled:
+    """Show a pull to its end; whatever ends it early also ends the pull, which keeps its bytes."""
+    end: Pulled | None = None
+    with contextlib.closing(events):
+        for event in events:
+            view.show(event)
+            if isinstance(event, Pulled):
+                end = event
+    assert end is not None, "a pull that raises nothing ends with Pulled"
+    return end
 
 
 def write_json(value: Mapping[str, Any], out: Output) -> None:

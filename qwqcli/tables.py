@@ -172,7 +172,7 @@ def _option_cells(option: Option, chosen: str | None) -> list[str]:
         mark,
         quant.name,
         size,
-        _where_shortly(plan),
+        where_shortly(plan),
         f"{plan.n_ctx:,}",
         plan.type_k,
         f"{plan.predicted.generation_tps:.1f}" if plan.predicted.generation_tps else "-",
@@ -181,7 +181,7 @@ def _option_cells(option: Option, chosen: str | None) -> list[str]:
     ]
 
 
-def _where_shortly(plan: Plan) -> str:
+def where_shortly(plan: Plan) -> str:
     if plan.gpu_layers == 0:
         return "CPU"
     if plan.whole_layers == plan.layers_total:
@@ -223,6 +223,18 @@ def make_table(out: Output, heads: Sequence[str], right: Sequence[str] = ()) -> 
         number = head in (*numbers, *right, "t/s", "Loss") or "tokens" in head
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
     return table
+
+
+def fits_width(table: Table, out: Output) -> bool:
+    """Whether the window is wide enough for all columns."""
+    from rich.measure import Measurement
+
+    console = out.console()
+    return (
+        not out.terminal
+        or Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+        <= console.width
+    )
 
 
 def print_table(table: Table, out: Output) -> None:

@@ -66,6 +66,7 @@ def environ(cache: Path, tmp_path: Path) -> dict[str, str]:
         "QWQ_CONFIG_DIR": str(tmp_path / "config"),
         "QWQ_DATA_DIR": str(tmp_path / "data"),
         "QWQ_CACHE_DIR": str(cache),
+        "HOME": str(tmp_path),  # other tools keep models there
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_OFFLINE": "1",
         "QWQ_THREADS": "1",  # two threads on two busy cores wait for each other

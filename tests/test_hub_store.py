@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from gguf_files import Tensor, write_gguf
 from hub_server import HubServer
-from hub_world import FILE, QWEN, World, interrupted_pull
+from hub_world import FILE, QWEN, World, interrupted_pull, model_bytes
 
 from qwqcli.errors import BadFile, QwqError, UsageError
 from qwqcli.hub import Found, Notice, Progress
@@ -149,12 +149,59 @@ def test_the_list_has_ours_and_theirs(world: World) -> None:
     mine, *others = world.hub().models()
     assert (mine.name, mine.repo, mine.ours) == (f"{QWEN}:Q4_K_M", QWEN, True)
     assert (mine.license, mine.sha256) == ("apache-2.0", (sha256(world),))
-    assert mine.used_s > 0
+    assert mine.used_s == 0
     assert [(m.owner, m.name, len(m.paths), m.ours) for m in others] == [
         ("Ollama", "llama:1b", 1, False),
         ("LM Studio", "m-Q8_0-00001-of-00002.gguf", 2, False),
     ]
-    assert others[1].quantization == "Q8_0"
+    assert (others[1].quantization, others[1].repo) == ("Q8_0", "a/b")
+    assert all(world.hub().find(model.name) == model for model in (mine, *others))
+
+
+def test_use_is_remembered(world: World) -> None:
+    """What was used or pulled last comes first where a name can mean several."""
+    world.server.add("bartowski/Qwen_QwQ-32B-GGUF", {"Qwen_QwQ-32B-IQ4_XS.gguf": model_bytes(9000)})
+    first, second = world.pulled().paths[0], world.pulled("iq4_xs").paths[0]
+    hub = world.hub()
+    age(world.home / "qwq-data/models", "Qwen--*.json", 100)
+    assert (latest := hub.latest()) is not None
+    assert latest.paths == (second,)
+    hub.used(first)
+    assert (latest := hub.latest()) is not None
+    assert latest.paths == (first,)
+    assert latest.used_s > 0
+    assert (named := hub.find("iq4_xs")) is not None
+    assert named.used_s == 0
+
+
+def age(folder: Path, pattern: str, seconds: float) -> None:
+    """Make files look as if they had been written earlier."""
+    for path in folder.glob(pattern):
+        then = path.stat().st_mtime - seconds
+        os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_qwq"),
+    [
+        ("qwq-32b-q4_k_m.gguf", True),
+        ("Qwen_QwQ-32B-IQ4_XS.gguf", True),
+        ("QwQ-32B.i1-IQ2_M.gguf", True),
+        ("QwQ-32B-UD-Q4_K_XL.gguf", True),
+        ("qwq-32b-fp16-00001-of-00017.gguf", True),
+        ("QwQ-32B.gguf", True),
+        ("QwQ-32B-Preview-Q4_K_M.gguf", False),
+        ("QwQ-32B-ArliAI-RpR-v4-Q4_K_M.gguf", False),
+        ("QwQ-32B-Preview.gguf", False),
+    ],
+)
+def test_a_bare_quantization_means_qwq_itself(
+    world: World, tmp_path: Path, name: str, is_qwq: bool
+) -> None:
+    """Neither its preview nor what others made of it is taken for QwQ-32B."""
+    path = put(world.home / ".cache/llama.cpp" / name, b"GGUF")
+    found = world.hub().find("")
+    assert (found is not None and found.paths == (path,)) == is_qwq
 
 
 def test_a_pulled_model_is_found_by_any_of_its_names(world: World) -> None:
@@ -316,9 +363,22 @@ def test_a_model_can_be_imported_by_its_path(world: World, tmp_path: Path) -> No
     model = hub.adopt(path)
     assert (model.name, model.quantization, model.how) == ("mine", "F32", ("imported",))
     assert hub.find("MINE") == hub.models()[0]
+    assert hub.adopt(path).name == "mine"
     assert [m.name for m in hub.models()] == ["mine"]
     assert hub.remove(model).stays == (path,)
     assert path.exists()
+
+
+def test_an_imported_name_is_nobody_elses(world: World, tmp_path: Path) -> None:
+    """A name that another model has, or that means something else, gets a number."""
+    metadata = {"general.architecture": "llama", "llama.block_count": 1, "general.file_type": 0}
+    tensors = [Tensor("blk.0.ffn_up.weight", (32, 32))]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_gguf(tmp_path / folder / "mine.gguf", metadata, tensors)
+    hub = world.hub()
+    assert hub.adopt(tmp_path / "a/mine.gguf", ("mine",)).name == "mine-2"
+    assert hub.adopt(tmp_path / "b/mine.gguf", ("mine",)).name == "mine-3"
 
 
 def test_what_is_no_model_cannot_be_imported(world: World, tmp_path: Path) -> None:

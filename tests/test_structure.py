@@ -53,7 +53,7 @@ OWNERS = {
     "typer": {
         "cli",
         "commands",
-        *(f"commands.{name}" for name in ("bench", "machine", "prompts", "talk")),
+        *(f"commands.{name}" for name in ("bench", "files", "machine", "prompts", "talk")),
     },
     "markdown_it": {"markdown"},
     "huggingface_hub": {"hub.sources"},

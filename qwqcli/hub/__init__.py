@@ -17,7 +17,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -63,6 +63,7 @@ from qwqcli.hub.store import (
     cache_root,
     discard,
     disk_errors,
+    home,
     open_partial,
     open_to_all,
     same_file,
@@ -112,6 +113,7 @@ class Hub:
         self._policy = policy or Policy()
         self.offline = offline or environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
         self._cache = cache_root(environ)
+        self.home = home(environ)
         self._shelves = shelves(environ)
         folders = config.paths(environ)
         self._sums = Sums(folders.cache / "known.json")
@@ -160,9 +162,12 @@ class Hub:
         with disk_errors(model.paths[0]):
             return self._library.remove(model)
 
-    def adopt(self, path: Path) -> Model:
-        """Know the model at `path` by its name from now on; the file stays where it is."""
-        return self._library.adopt(path.expanduser())
+    def adopt(self, path: Path, taken: Collection[str] = ()) -> Model:
+        """Know the model at `path` by its name from now on; the file stays where it is.
+
+        A name that is `taken` or another model's gets a number.
+        """
+        return self._library.adopt(path.expanduser(), taken)
 
     def unfinished(self, text: str | None = None) -> tuple[Unfinished, ...]:
         """What interrupted pulls into the cache have left; only that which `text` means."""
@@ -181,7 +186,9 @@ class Hub:
         with disk_errors(left.path):
             return discard(self._cache, left)
 
-    def pull(self, offer: Offer, *, to: Path | None = None, reuse: bool = True) -> Iterator[Event]:
+    def pull(
+        self, offer: Offer, *, to: Path | None = None, reuse: bool = True
+    ) -> Generator[Event, None, None]:
         """Bring all files of `offer` here: into the Hugging Face cache, or the folder `to`."""
         checked(offer)
         place = self._place(offer, to)

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ class Library:
     def _claim(self, path: Path) -> Path:
         return self._folder / "claims" / hashlib.sha256(os.path.abspath(path).encode()).hexdigest()
 
-    def adopt(self, path: Path) -> Model:
+    def adopt(self, path: Path, taken: Collection[str] = ()) -> Model:
         """Know the model at `path` by name from now on, where it is.
 
         Raises UsageError if there is no file, BadFile if it is no whole model.
@@ -152,7 +152,8 @@ class Library:
         info = read_file_header(path)
         paths = tuple(Path(os.path.abspath(part)) for part in split_paths(path))
         size = sum(part.stat().st_size for part in paths)
-        name = paths[0].name.removesuffix(".gguf")
+        taken = {*taken, *(m.name.lower() for m in self._ours() if m.paths != paths)}
+        name = _numbered(paths[0].name.removesuffix(".gguf"), taken)
         how: How = "imported"
         return self._write(
             Model(name, info.quantization, paths, size, QWQ, 0.0, (how,) * len(paths))
@@ -280,6 +281,12 @@ def _read(path: Path) -> Model | None:
         return Model(**{**values, "paths": paths})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _numbered(name: str, taken: Collection[str]) -> str:
+    """`name`, or with the first number that makes it nobody else's."""
+    every = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
+    return next(one for one in every if one.lower() not in taken)
 
 
 def _time_of(path: Path) -> float:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from qwqcli.errors import BadFile, NetworkError, NoRoom, QwqError
 from qwqcli.hub.events import Checking, Event, Notice, Progress, Retrying
-from qwqcli.hub.spans import Journal, Spans, gaps
+from qwqcli.hub.spans import Journal, Spans, gaps, held
 from qwqcli.hub.web import Line, Policy, Refused, Reply, Transient, Web, host, origin
 
 BLOCK = 1 << 20  # bytes of one read at most; a tenth less CPU than with 256 kB
@@ -152,7 +152,12 @@ class Mover:
             return self._content.size - sum(p.end - p.at for p in (*self._todo, *self._active))
 
     def run(self, have: Spans) -> Iterator[Event]:
-        """Move what `have` leaves out; yields Progress, Retrying, Notice and Checking."""
+        """Move what `have` leaves out; yields Progress, Retrying, Notice and Checking.
+
+        The first Progress tells what was here before.
+        """
+        size, before = self._content.size, held(have)
+        yield Progress(self._content.name, 1, 1, before, size, before, size, 0.0, None, 0, 0)
         yield from self._move(have)
         if self._digest != self._content.sha256:
             yield Notice(
