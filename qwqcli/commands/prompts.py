@@ -113,7 +113,7 @@ def run(
     system = rendered.system or settings.system
     messages = [Message("system", system)] if system else []
     messages.append(Message("user", rendered.text))
-    ref = check_model(settings, force=False)
+    ref = check_model(settings, False, env.environ)
     view = render.AskView(screen, settings.thinking, sampling.max_tokens)
     engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
     with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
