@@ -17,13 +17,17 @@ from qwqcli.commands import (
     Flash,
     GpuLayers,
     Kv,
+    MaxTokens,
     Model,
     NoGpu,
     Rpc,
+    Temperature,
     Threads,
     app,
     settings_of,
+    suites,
 )
+from qwqcli.commands.prompts import RunCode
 from qwqcli.engine import Control
 from qwqcli.errors import INTERRUPTED, UsageError
 from qwqcli.interrupt import interruptible
@@ -84,10 +88,29 @@ def bench(
     force: Annotated[
         bool, typer.Option("--force", help="Compare runs that are not alike.")
     ] = False,
+    suite: Annotated[
+        str | None,
+        typer.Option("--suite", help="Ask prompts and check the answers: tiny, claims, gym:TASK."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="For a suite: budgets of thought, 1k,4k,off.")
+    ] = None,
+    repeat: Annotated[int, typer.Option("--repeat", help="For a suite: how often.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="For a suite: repeats it.")] = 0,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="For a suite: keep each reply with its trace.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="For a suite: do not go on with one that was stopped.")
+    ] = False,
+    run_code: RunCode = False,
 ) -> None:
     """Measure how fast a model is here, as llama-bench does, and as a person feels it.
 
-    Results go to stdout, all else to stderr; every run is kept.
+    Results go to stdout, all else to stderr; every run is kept. With --suite: is the answer right,
+    and how long did one wait for it?
     """
     from qwqcli.bench import draw, measure
     from qwqcli.bench import history as kept
@@ -95,6 +118,12 @@ def bench(
     env: Env = ctx.obj
     paths = config.paths(env.environ)
     screen = Screen(env.stdout, env.stderr, env.environ)
+    if suite:
+        flags = {"temperature": temperature, "max_tokens": max_tokens}
+        options = suites.Options(
+            suite, quant, budget, repeat, seed, flags, save, fresh, run_code, json
+        )
+        raise typer.Exit(suites.bench_suite(env, settings_of(ctx), options))
     if history:
         draw.show_history(*kept.listed(paths.data), screen.out)
         return

@@ -1,0 +1,182 @@
+"""What `qwq bench --suite` does, and `qwq prompts show-run`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwqcli import config
+from qwqcli.commands import Env, check_model
+from qwqcli.commands.prompts import prompts_app
+from qwqcli.engine import Engine
+from qwqcli.engine.process import open_engine
+from qwqcli.errors import INTERRUPTED, UsageError
+from qwqcli.interrupt import interruptible
+from qwqcli.messages import Order
+from qwqcli.terminal import Output, Screen, StatusLine
+
+if TYPE_CHECKING:
+    from qwqcli.suite import Outcome
+    from qwqcli.suite.journal import Journal
+    from qwqcli.suite.run import Wanted
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `qwq bench` that belong to suites, as they were typed."""
+
+    suite: str
+    quant: str | None
+    budget: str | None
+    repeat: int
+    seed: int
+    flags: Mapping[str, Any]  # temperature, max_tokens
+    save: bool
+    fresh: bool
+    run_code: bool
+    json: bool
+
+
+def bench_suite(env: Env, settings: config.Settings, options: Options) -> int:
+    """Run a suite, draw what it found, and return the exit code."""
+    from qwqcli.suite import draw, journal
+
+    paths = config.paths(env.environ)
+    screen = Screen(env.stdout, env.stderr, env.environ)
+    wanted = _wanted(paths, settings, options)
+    book = journal.start(paths.data, wanted.asked(), time.time(), fresh=options.fresh)
+    outcomes = _run(wanted, settings, paths, book, screen)
+    stopped = len(outcomes) < wanted.total
+    if not stopped:
+        book.finish()
+    if options.json:
+        draw.write_json(draw.scores_object(wanted.asked(), outcomes), screen.out)
+    elif outcomes:
+        draw.show_scores(outcomes, screen.out, details=True)
+    if stopped:
+        left = wanted.total - len(outcomes)
+        screen.err.write(f"Stopped with {left} replies to go; the same command goes on.\n")
+        return INTERRUPTED
+    if options.save:
+        screen.err.write(f"Saved: qwq prompts show-run {book.name}\n")
+    else:
+        book.remove()
+    return 0
+
+
+def _wanted(paths: config.Paths, settings: config.Settings, options: Options) -> Wanted:
+    """What to ask of whom. Raises UsageError before anything is loaded."""
+    from qwqcli import budget, prompts
+    from qwqcli.suite.run import Wanted, tasks_of
+
+    if options.repeat < 1:
+        raise UsageError("A suite is asked once at least.", "--repeat 1")
+    budgets = [name.strip() for name in (options.budget or "").split(",")]
+    for name in filter(None, budgets):
+        budget.parse(name)
+    names = [name.strip() for name in (options.quant or settings.model).split(",")]
+    refs = [check_model(replace(settings, model=name), force=True) for name in names if name]
+    return Wanted(
+        suite=options.suite,
+        tasks=tasks_of(prompts.library(paths), options.suite, options.seed, settings.system),
+        models=tuple((ref.name, ref.path) for ref in refs),
+        budgets=tuple(dict.fromkeys(budgets)),
+        sampling=settings.sampling,
+        flags=options.flags,
+        default=getattr(settings, "think_budget", "auto"),
+        repeat=options.repeat,
+        seed=options.seed,
+        ctx=settings.ctx,
+        run_code=options.run_code,
+    )
+
+
+def _run(
+    wanted: Wanted, settings: config.Settings, paths: config.Paths, book: Journal, screen: Screen
+) -> list[Outcome]:
+    """Ask, with a line for each reply on stderr and a live row below on a terminal."""
+    from qwqcli.suite import draw
+    from qwqcli.suite.run import run
+
+    files = dict(wanted.models)
+    known = len(book.outcomes())
+    if known:
+        screen.err.write(f"Goes on with the run {book.name}: {known} of {wanted.total} are known\n")
+
+    def open_model(name: str) -> Engine:
+        return open_engine(files[name], settings, paths.cache)
+
+    outcomes: list[Outcome] = []
+    status = StatusLine(screen.err, screen.clock)
+    began = screen.clock()
+    with interruptible(twice_leaves=True) as pressed:
+
+        def control() -> Order:
+            status.show(_progress(wanted, outcomes, known, screen.clock() - began))
+            return pressed()
+
+        steps = run(wanted, open_model, book, control)
+        with contextlib.closing(steps):  # type: ignore[type-var]  # run is a generator
+            for outcome in steps:
+                outcomes.append(outcome)
+                status.clear(draw.line(outcome) + "\n" if len(outcomes) > known else "")
+    status.clear()
+    return outcomes
+
+
+def _progress(wanted: Wanted, outcomes: list[Outcome], known: int, seconds: float) -> list[str]:
+    """`12 of 48`, `11 right`, `about 40 s left`."""
+    parts = [
+        f"{len(outcomes)} of {wanted.total}",
+        f"{sum(o.right is True for o in outcomes)} right",
+    ]
+    fresh = len(outcomes) - known
+    if fresh > 2:
+        left = seconds / fresh * (wanted.total - len(outcomes))
+        parts.append(f"about {left:.0f} s left")
+    return parts
+
+
+@prompts_app.command(name="show-run")
+def show_run(
+    ctx: typer.Context,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Its name, or last; all if absent.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="Its replies in full, with traces.")
+    ] = None,
+    wrong: Annotated[bool, typer.Option("--wrong", help="Replies in full that are wrong.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show what `qwq bench --suite NAME --save` kept: runs, figures, replies with their traces."""
+    from qwqcli.suite import draw, journal
+
+    env: Env = ctx.obj
+    out = Output(env.stdout, env.environ)
+    data = config.paths(env.environ).data
+    if run is None:
+        draw.show_runs(journal.saved(data), out)
+        return
+    book = journal.find(data, run)
+    outcomes = book.outcomes()
+    if prompt or wrong:
+        chosen = [
+            o
+            for o in outcomes
+            if (prompt is None or o.prompt == prompt) and not (wrong and o.right is not False)
+        ]
+        if not chosen:
+            raise UsageError(
+                "No reply of the run is like that.", f"qwq prompts show-run {book.name}"
+            )
+        draw.show_replies(chosen, out)
+    elif json:
+        draw.write_json(draw.scores_object(book.about()["asked"], outcomes), out)
+    else:
+        draw.show_scores(outcomes, out, details=True)

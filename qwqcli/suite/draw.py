@@ -1,0 +1,174 @@
+"""Draws what a suite found: a line a reply, tables, a comparison, bars, JSON, and a saved run.
+
+Contract: results go to the `Output` they are given; text of models is made visible first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from qwqcli.suite import Outcome, Setup
+from qwqcli.suite.journal import Journal
+from qwqcli.suite.score import Score, by_prompt, by_setup, change, score
+from qwqcli.tables import make_table, print_table
+from qwqcli.terminal import ASCII, Output, visible
+
+BAR = 24  # cells of a bar for a whole
+WORDS = {True: "right", False: "wrong", None: "-"}
+
+
+def line(outcome: Outcome) -> str:
+    """One reply in a line: verdict, prompt, how long, how much, and what was wrong."""
+    if outcome.stop == "skipped":
+        return f"skip  {outcome.prompt}: {outcome.why}"
+    tokens = f"{outcome.reasoning_tokens:,}+{outcome.answer_tokens:,} tokens"
+    why = f": {outcome.found or 'nothing'}; {outcome.why}" if outcome.right is not True else ""
+    text = f"{WORDS[outcome.right]:5} {outcome.prompt} ({outcome.total_s:.1f} s, {tokens}){why}"
+    return " ".join(visible(text).split("\n"))
+
+
+def show_scores(outcomes: Sequence[Outcome], out: Output, *, details: bool) -> None:
+    """The table of setups, of prompts if `details`, and what each setup changes over the first."""
+    groups = by_setup(outcomes)
+    if details:
+        _show_prompts(groups, out)
+    heads = ("Setup", "Right", "Share", "95 %", "First token", "Answer after", "Thought", "Answer")
+    table = make_table(out, (*heads, "t/s", "Total"), right=(*heads[1:], "Total"))
+    for setup, group in groups.items():
+        table.add_row(*_cells(setup, score(group)))
+    print_table(table, out)
+    for setup, group in groups.items():
+        for note in _notes(setup, score(group)):
+            out.write(f"{note}\n")
+    _show_changes(groups, out)
+
+
+def _cells(setup: Setup, found: Score) -> list[str]:
+    share = "-" if found.share is None else f"{found.share:.0%}"
+    return [
+        visible(setup.label),
+        f"{found.right}/{found.judged}",
+        share,
+        f"{found.low:.0%}-{found.high:.0%}" if found.judged else "-",
+        _seconds(found.first_token_s),
+        _seconds(found.answer_s),
+        f"{found.reasoning_tokens:,.0f}",
+        f"{found.answer_tokens:,.0f}",
+        "-" if found.tokens_per_s is None else f"{found.tokens_per_s:.1f}",
+        _seconds(found.total_s),
+    ]
+
+
+def _notes(setup: Setup, found: Score) -> list[str]:
+    """How thoughts ended, and what was not asked or not judged."""
+    ends = ", ".join(f"{count} {name}" for name, count in found.thoughts)
+    notes = [f"{visible(setup.label)}: thoughts ended {ends}"] if found.asked else []
+    if found.unanswered:
+        notes.append(f"  {found.unanswered} of {found.asked} replies had no answer")
+    if found.skipped:
+        notes.append(f"  {found.skipped} skipped: longer than the context")
+    if found.asked > found.judged:
+        notes.append(f"  {found.asked - found.judged} not judged: code is tried with --run-code")
+    return notes
+
+
+def _show_prompts(groups: Mapping[Setup, Sequence[Outcome]], out: Output) -> None:
+    heads = ("Prompt", *(visible(setup.label) for setup in groups), "Answer after", "Thought")
+    table = make_table(out, heads, right=heads[1:])
+    per_setup = {setup: by_prompt(group) for setup, group in groups.items()}
+    names = dict.fromkeys(name for prompts in per_setup.values() for name in prompts)
+    for name in names:
+        here = [prompts.get(name, []) for prompts in per_setup.values()]
+        found = [score(outcomes) for outcomes in here]
+        shares = [f"{s.right}/{s.judged}" if s.judged else "-" for s in found]
+        whole = score([outcome for outcomes in here for outcome in outcomes])
+        thought = f"{whole.reasoning_tokens:,.0f}"
+        table.add_row(visible(name), *shares, _seconds(whole.answer_s), thought)
+    print_table(table, out)
+    out.write("\n")
+
+
+def _show_changes(groups: Mapping[Setup, Sequence[Outcome]], out: Output) -> None:
+    """What each setup gains and costs over the first, and bars of both."""
+    if len(groups) < 2:
+        return
+    (first, before), *others = groups.items()
+    out.write(f"\nBeside {visible(first.label)}:\n")
+    for setup, group in others:
+        found = change(before, group)
+        words = "less" if found.seconds < 0 else "more"
+        out.write(
+            f"  {visible(setup.label)}: {found.gained} gained, {found.lost} lost of {found.pairs}"
+            f" (p = {found.p_value:.2f}), {_seconds(abs(found.seconds))} {words}\n"
+        )
+    show_bars(groups, out)
+
+
+def show_bars(groups: Mapping[Setup, Sequence[Outcome]], out: Output) -> None:
+    """Share of right answers and time of all replies, a bar each."""
+    scores = {setup: score(group) for setup, group in groups.items()}
+    longest = max((s.total_s for s in scores.values()), default=0) or 1
+    wide = max(len(visible(setup.label)) for setup in scores)
+    mark = "#" if out.symbols is ASCII else "█"
+    out.write("\n")
+    for setup, found in scores.items():
+        label = f"{visible(setup.label):{wide}}"
+        share = found.share or 0.0
+        out.write(f"{label}  right {mark * round(share * BAR):{BAR}} {share:.0%}\n")
+        bar = mark * round(found.total_s / longest * BAR)
+        out.write(f"{' ' * wide}  time  {bar:{BAR}} {_seconds(found.total_s)}\n")
+
+
+def scores_object(about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The run as JSON: what was asked, figures a setup, and each reply without its text."""
+    groups = by_setup(outcomes)
+    replies = []
+    for outcome in outcomes:
+        plain = asdict(outcome)
+        replies.append({k: v for k, v in plain.items() if k not in ("reasoning", "answer")})
+    return {
+        "asked": dict(about),
+        "setups": [{**asdict(setup), **_plain(score(group))} for setup, group in groups.items()],
+        "replies": replies,
+    }
+
+
+def _plain(found: Score) -> dict[str, Any]:
+    return {**asdict(found), "share": found.share, "thoughts": dict(found.thoughts)}
+
+
+def show_runs(journals: Sequence[Journal], out: Output) -> None:
+    """A line a saved run, the newest last."""
+    for journal in journals:
+        about = journal.about()
+        outcomes = journal.outcomes()
+        state = "" if about.get("done") else " (stopped)"
+        right = sum(o.right is True for o in outcomes)
+        asked = about["asked"]
+        models = ", ".join(visible(str(name)) for name, _ in asked["models"])
+        text = f"{journal.name}  {visible(asked['suite'])} on {models}: {right} right of"
+        out.write(f"{text} {len(outcomes)}{state}\n")
+
+
+def show_replies(outcomes: Sequence[Outcome], out: Output) -> None:
+    """Replies in full: the thought, the answer, the verdict."""
+    for outcome in outcomes:
+        title = f"{outcome.prompt}, {outcome.setup.label}, repetition {outcome.repeat}"
+        out.write(f"== {visible(title)}, seed {outcome.seed}\n")
+        if outcome.reasoning:
+            out.write(out.dim(visible(outcome.reasoning.rstrip())) + "\n--\n")
+        out.write(f"{visible(outcome.answer.strip())}\n-- {line(outcome)}\n\n")
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:,.0f} s"
+
+
+def write_json(value: Mapping[str, Any], out: Output) -> None:
+    """One object in a line."""
+    out.write(json.dumps(value, ensure_ascii=False) + "\n")
