@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qwqcli import checkers, inputs, yaml_file
+from qwqcli import budget, checkers, inputs, yaml_file
 from qwqcli.checkers import Checker, recall
 from qwqcli.config import RANGES, Paths, nearest
 from qwqcli.errors import UsageError
@@ -120,7 +120,9 @@ class Library:
         """
         judged = [prompt for prompt in self.named(name) if prompt.judged]
         if not judged:
-            raise UsageError(f"No prompt of '{name}' has an answer that can be checked.")
+            raise UsageError(
+                f"No prompt of '{name}' has an answer that can be checked.", "qwq prompts list"
+            )
         return judged
 
     def named(self, name: str) -> list[Prompt]:
@@ -391,8 +393,14 @@ def _settings(read: _Reader) -> Recommended:
         if not (number and whole and low <= value <= high):
             raise read.error(f"settings.{name}", f"must be a number from {low:g} to {high:g}.")
         settings = replace(settings, **{name: value})
-    budget = values.get("budget")
-    return replace(settings, budget=None if budget is None else str(budget))
+    allowed = values.get("budget")
+    if allowed is None:
+        return settings
+    try:
+        budget.parse(str(allowed))
+    except UsageError as error:
+        raise read.error("settings.budget", error.message, error.hint) from error
+    return replace(settings, budget=str(allowed))
 
 
 def _checker_spec(read: _Reader) -> tuple[str, Mapping[str, Any]]:

@@ -95,6 +95,7 @@ BAD = {  # what is wrong: (the file, the line that is told, what is told)
     "expected twice": (item(expected_file="own.yaml"), 10, "expected"),
     "unknown setting": (item(settings="{temprature: 1}"), 10, "temperature"),
     "bad setting": (item(settings="{max_tokens: 0}"), 10, "max_tokens"),
+    "bad budget": (item(settings="{budget: soon}"), 10, "budget"),
     "half a token": (item(settings="{max_tokens: 1.5}"), 10, "max_tokens"),
     "recall too short": (
         item(text="", expected="", checker="", recall="{tokens: 1, needles: 1}"),

@@ -49,11 +49,15 @@ OWNERS = {
     "jinja2": {"template"},
     "yaml": {"yaml_file"},
     "jsonschema": {"checkers.structured"},
+    "reasoning_gym": {"suite.gym"},
     "prompt_toolkit": {"repl.prompt"},
     "typer": {
         "cli",
         "commands",
-        *(f"commands.{name}" for name in ("bench", "files", "machine", "prompts", "talk")),
+        *(
+            f"commands.{name}"
+            for name in ("bench", "files", "machine", "prompts", "suites", "talk")
+        ),
     },
     "markdown_it": {"markdown"},
     "huggingface_hub": {"hub.sources"},

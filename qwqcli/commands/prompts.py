@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qwqcli import config
+from qwqcli import budget, config
 from qwqcli.commands import (
     Ctx,
     Env,
@@ -116,9 +116,13 @@ def run(
     ref = check_model(settings, False, env.environ)
     view = render.AskView(screen, settings.thinking, sampling.max_tokens)
     engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
+    allowed = budget.parse(prompt.settings.budget) if prompt.settings.budget else settings.budget
     with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
         control = render.ticking(view, pressed)
-        reply = render.draw_reply(engine.stream(messages, sampling, control), view)
+        events = engine.stream(
+            messages, sampling, control, thinking=allowed.tokens != 0, budget=allowed
+        )
+        reply = render.draw_reply(events, view)
     if rendered.checker:
         verdict = checkers.check(rendered.checker, reply.answer, run_code=run_code)
         reports.show_verdict(verdict, screen.err)

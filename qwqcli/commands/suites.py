@@ -48,7 +48,7 @@ def bench_suite(env: Env, settings: config.Settings, options: Options) -> int:
 
     paths = config.paths(env.environ)
     screen = Screen(env.stdout, env.stderr, env.environ)
-    wanted = _wanted(paths, settings, options)
+    wanted = _wanted(env.environ, settings, options)
     book = journal.start(paths.data, wanted.asked(), time.time(), fresh=options.fresh)
     outcomes = _run(wanted, settings, paths, book, screen)
     stopped = len(outcomes) < wanted.total
@@ -69,7 +69,7 @@ def bench_suite(env: Env, settings: config.Settings, options: Options) -> int:
     return 0
 
 
-def _wanted(paths: config.Paths, settings: config.Settings, options: Options) -> Wanted:
+def _wanted(environ: Mapping[str, str], settings: config.Settings, options: Options) -> Wanted:
     """What to ask of whom. Raises UsageError before anything is loaded."""
     from qwqcli import budget, prompts
     from qwqcli.suite.run import Wanted, tasks_of
@@ -80,15 +80,16 @@ def _wanted(paths: config.Paths, settings: config.Settings, options: Options) ->
     for name in filter(None, budgets):
         budget.parse(name)
     names = [name.strip() for name in (options.quant or settings.model).split(",")]
-    refs = [check_model(replace(settings, model=name), force=True) for name in names if name]
+    refs = [check_model(replace(settings, model=name), True, environ) for name in names if name]
+    library = prompts.library(config.paths(environ))
     return Wanted(
         suite=options.suite,
-        tasks=tasks_of(prompts.library(paths), options.suite, options.seed, settings.system),
+        tasks=tasks_of(library, options.suite, options.seed, settings.system),
         models=tuple((ref.name, ref.path) for ref in refs),
         budgets=tuple(dict.fromkeys(budgets)),
         sampling=settings.sampling,
         flags=options.flags,
-        default=getattr(settings, "think_budget", "auto"),
+        default=settings.think_budget,
         repeat=options.repeat,
         seed=options.seed,
         ctx=settings.ctx,

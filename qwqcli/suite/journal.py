@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -90,9 +91,11 @@ def start(data: Path, asked: Mapping[str, Any], now: float, *, fresh: bool = Fal
             if journal.name.endswith(f"-{key}") and not journal.about().get("done"):
                 return journal
     began = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-    journal = Journal(data / "suites" / f"{began}-{key}")
+    names = itertools.chain([began], (f"{began}.{n}" for n in itertools.count(2)))
+    folders = (data / "suites" / f"{name}-{key}" for name in names)
+    journal = Journal(next(folder for folder in folders if not folder.exists()))
     try:
-        journal.folder.mkdir(parents=True, exist_ok=True)
+        journal.folder.mkdir(parents=True)
         journal._write({"schema": SCHEMA, "began": began, "done": False, "asked": dict(asked)})
     except OSError as error:
         raise QwqError(
