@@ -1,42 +1,28 @@
-"""What `qwq doctor` checks: is everything there that qwq needs, and is the machine made use of?
+"""What `qwq doctor` says: is everything there that qwq needs, and is the machine made use of?
 
-Contract: `look` asks the world and never hangs; `examine` judges what was seen, purely. Each check
-passes, warns or fails, and says what to type. Nothing in it names the person or holds a secret:
-paths start at ~, and the user's name is taken out of the others.
-Non-goals: repairing anything; the hub, its mirror and its token, and the models on disk (pull).
+Contract: `examine` judges what a checkup saw, purely. Each check passes, warns or fails, and says
+what to type. Nothing in it names the person or holds a secret: paths start at ~, and the user's
+name is taken out of the others.
+Non-goals: asking the world (checkup.py), repairing anything.
 """
 
 from __future__ import annotations
 
 import contextlib
 import getpass
-import platform
-import queue
 import re
-import shutil
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from qwqcli import __version__, builtin, config, hardware, quants
-from qwqcli.engine import EngineSpec, selfcheck
-from qwqcli.engine.probe import Probe
-from qwqcli.errors import QwqError
-from qwqcli.gguf import read_file_header
-from qwqcli.hardware import GiB, Machine, gib
-from qwqcli.layout import Want
-from qwqcli.plan import ACCEPTABLE_KLD, options, recommended
-from qwqcli.terminal import Output
+from qwqcli import __version__, hardware, quants
+from qwqcli.checkup import Reached, Seen
+from qwqcli.engine import selfcheck
+from qwqcli.hardware import GiB, gib
+from qwqcli.plan import ACCEPTABLE_KLD
 
 Status = Literal["pass", "warn", "fail"]
-Value = TypeVar("Value")
-
-DISK_LIMIT_S = 3.0  # a network disk that is gone answers never
 ROOM_BYTES = 20 * 10**9  # QwQ-32B in Q4_K_M
 LITTLE_RAM_BYTES = 8 * GiB  # the smallest quantization, which nobody should want
 LEAST_PYTHON = (3, 10)
@@ -52,72 +38,6 @@ class Check:
     fix: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A folder of ours: can it be read and written, or made?"""
-
-    use: str
-    path: str
-    problem: str  # "" if there is none
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What was found. Texts that end in a problem are "" where there is none."""
-
-    python: tuple[int, int, int]
-    system: str
-    engine: str  # version of llama-cpp-python
-    machine: Machine
-    self_check: str  # "fast", "safe", or why the engine does not work
-    self_check_fix: str
-    model_folder: str
-    disk_free_bytes: int | None  # None: the disk did not answer
-    folders: tuple[Folder, ...]
-    settings_problem: str
-    settings_fix: str
-    built_in_problem: str
-    encoding: str
-    terminal: bool
-    live: bool
-    colour: bool
-    best: str | None  # the quantization of QwQ-32B to take here
-
-
-def look(environ: Mapping[str, str], out: Output, rpc: str | None = None) -> Seen:
-    """Ask the world. Takes about a second; the first self-check of a build takes a few."""
-    paths = config.paths(environ)
-    with Probe(rpc) as probe:
-        machine = hardware.probe(probe.devices)
-    models = model_folder(environ)
-    verdict, verdict_fix = _self_check(paths.cache)
-    settings, settings_fix = _problem(lambda: config.load(environ))
-    built_in, _ = _problem(lambda: read_file_header(builtin.model_path()))
-    return Seen(
-        python=sys.version_info[:3],
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        engine=_version("llama-cpp-python"),
-        machine=machine,
-        self_check=verdict,
-        self_check_fix=verdict_fix,
-        model_folder=str(models),
-        disk_free_bytes=_within(DISK_LIMIT_S, lambda: shutil.disk_usage(_existing(models)).free),
-        folders=(
-            _folder("config", paths.config),
-            _folder("cache", paths.cache),
-            _folder("data", paths.data),
-        ),
-        settings_problem=settings,
-        settings_fix=settings_fix,
-        built_in_problem=built_in,
-        encoding=out.encoding,
-        terminal=out.terminal,
-        live=out.live,
-        colour=out.colour,
-        best=recommended(options(machine, Want(), explained=False)),
-    )
-
-
 def examine(seen: Seen) -> list[Check]:
     """The checks, in the order in which one thing needs the other."""
     checks = [
@@ -126,10 +46,16 @@ def examine(seen: Seen) -> list[Check]:
         _check_self(seen),
         _check_built_in(seen),
         *_check_gpus(seen),
+        *_check_driver(seen),
+        *_check_use(seen),
         *_check_memory(seen),
         _check_disk(seen),
+        *_check_models(seen),
+        *_check_network(seen),
+        *_check_token(seen),
         _check_settings(seen),
         *_check_folders(seen),
+        _check_sessions(seen),
         _check_terminal(seen),
         _check_model(seen),
     ]
@@ -204,9 +130,55 @@ def _check_gpus(seen: Seen) -> Iterator[Check]:
     for unused in seen.machine.unused:
         built = ", ".join(seen.machine.backends) or "nothing"
         detail = f"{unused.name} was found, but this build of llama.cpp is for {built} alone"
+        if "CUDA" in seen.machine.backends and "NVIDIA" in unused.name:
+            detail = (
+                f"{unused.name} was found, but llama.cpp, though built for CUDA, does not see it"
+            )
         yield Check("gpu", "fail", detail, unused.install)
     if not seen.machine.devices and not seen.machine.unused:
         yield Check("gpu", "pass", f"none; {seen.machine.cores} CPU cores compute")
+
+
+def _check_driver(seen: Seen) -> Iterator[Check]:
+    """NVIDIA's driver against what builds for CUDA need."""
+    driver = seen.machine.driver
+    if not driver:
+        return
+    newest = hardware.newest_cuda(driver)
+    if newest is None:
+        least = min(hardware.CUDA_DRIVERS.values())
+        detail = f"NVIDIA {driver} is older than {least}, which the oldest build for CUDA needs"
+        yield Check("driver", "fail", detail, "Install a newer driver: nvidia.com/drivers")
+        return
+    detail = f"NVIDIA {driver} runs builds for CUDA {newest} and older"
+    cards = [d for d in seen.machine.devices if d.backend == "CUDA"]
+    if "CUDA" in seen.machine.backends and not cards:
+        detail += "; the one that is installed finds no card and may need a newer driver"
+        yield Check("driver", "fail", detail, hardware.wheel_for(newest))
+    else:
+        yield Check("driver", "pass", detail)
+
+
+def _check_use(seen: Seen) -> Iterator[Check]:
+    """Settings that leave a part of the machine idle."""
+    settings, machine = seen.settings, seen.machine
+    if settings is None:
+        return
+    if machine.devices and (settings.gpu_layers == 0 or settings.device == "none"):
+        name = "gpu_layers" if settings.gpu_layers == 0 else "device"
+        detail = (
+            f"the setting {name} keeps everything on the CPU; {machine.devices[0].name} is idle"
+        )
+        yield Check("use", "warn", detail, _take_out(name))
+    if settings.threads and not machine.cores <= settings.threads <= 2 * machine.cores:
+        detail = (
+            f"the setting threads is {settings.threads}; this machine has {machine.cores} cores"
+        )
+        yield Check("use", "warn", detail, _take_out("threads"))
+
+
+def _take_out(setting: str) -> str:
+    return f"Take {setting} out of config.yaml, or unset QWQ_{setting.upper()}"
 
 
 def _busy(backend: str) -> str:
@@ -241,6 +213,63 @@ def _check_disk(seen: Seen) -> Check:
     return Check("disk", "pass", room)
 
 
+def _check_models(seen: Seen) -> Iterator[Check]:
+    """Those that qwq brought; what other tools brought is theirs to check."""
+    if seen.models is None:
+        detail = "the folders of models do not answer"
+        yield Check("models", "fail", detail, "Set HF_HOME to a folder on another disk")
+        return
+    for model in seen.models.damaged:
+        again = f"qwq pull {model.name}"
+        fix = again if model.can_be_pulled else f"qwq rm {model.name}, and import it again"
+        yield Check("models", "fail", f"{model.name}: {model.problem}", fix)
+    whole = seen.models.count - len(seen.models.damaged)
+    how = "read through and intact" if seen.models.read_through else "of the right size"
+    detail = f"{whole} pulled, {seen.models.n_bytes / 10**9:.1f} GB, {how}"
+    if not seen.models.count:
+        detail = "none pulled yet"
+    if seen.models.others:
+        detail += f"; {seen.models.others} of other tools"
+    if whole or not seen.models.damaged:
+        yield Check("models", "pass", detail)
+
+
+def _check_network(seen: Seen) -> Iterator[Check]:
+    hub, mirror = seen.hub, seen.mirror
+    if hub is None or mirror is None:
+        yield Check("hub", "pass", "not asked (offline)")
+        return
+    if hub.seconds is not None:
+        yield Check("hub", "pass", _answers(hub))
+    elif mirror.seconds is not None:
+        detail = f"{hub.host}: {hub.problem}"
+        yield Check("hub", "warn", detail, "qwq pull --source modelscope")
+    else:
+        fix = "Check the network and its proxies; models that are here run without"
+        yield Check("hub", "warn", f"{hub.host}: {hub.problem}", fix)
+    if mirror.seconds is not None:
+        yield Check("mirror", "pass", _answers(mirror))
+    elif hub.seconds is not None:
+        yield Check(
+            "mirror", "pass", f"{mirror.host} does not answer, and need not while the hub does"
+        )
+
+
+def _answers(source: Reached) -> str:
+    return f"{source.host} answers in {source.seconds:.1f} s"
+
+
+def _check_token(seen: Seen) -> Iterator[Check]:
+    """Never shown, only whether it works: with one that does not, public models are refused too."""
+    if seen.token == "refused":
+        detail = "the saved token, or the one in HF_TOKEN, is not valid any more"
+        yield Check("token", "fail", detail, "hf auth login, or hf auth logout")
+    elif seen.token == "valid":
+        yield Check("token", "pass", "valid")
+    elif seen.token == "none":
+        yield Check("token", "pass", "none, which public models do not need")
+
+
 def _check_settings(seen: Seen) -> Check:
     if seen.settings_problem:
         return Check("settings", "fail", seen.settings_problem, seen.settings_fix)
@@ -256,6 +285,15 @@ def _check_folders(seen: Seen) -> Iterator[Check]:
             yield Check(folder.use, "pass", f"{folder.path} can be read and written")
 
 
+def _check_sessions(seen: Seen) -> Check:
+    if seen.sessions_problem is None:
+        return Check("sessions", "fail", "their disk does not answer", "Set QWQ_DATA_DIR")
+    if seen.sessions_problem:
+        fix = "Move sessions.db away from the data folder; qwq begins a new one"
+        return Check("sessions", "fail", f"cannot be read: {seen.sessions_problem}", fix)
+    return Check("sessions", "pass", "can be read")
+
+
 def _check_terminal(seen: Seen) -> Check:
     if seen.encoding.lower().replace("-", "") != "utf8":
         detail = f"{seen.encoding}: letters that it lacks are shown as codes"
@@ -263,7 +301,8 @@ def _check_terminal(seen: Seen) -> Check:
     if not seen.terminal:
         return Check("terminal", "pass", "output goes to a pipe or a file")
     live = "live rows" if seen.live else "no live rows (TERM=dumb)"
-    return Check("terminal", "pass", f"UTF-8, {live}, {'colours' if seen.colour else 'no colours'}")
+    colour = "colours" if seen.colour else "no colours"
+    return Check("terminal", "pass", f"UTF-8, {live}, {colour}, {seen.columns} columns")
 
 
 def _check_model(seen: Seen) -> Check:
@@ -275,71 +314,3 @@ def _check_model(seen: Seen) -> Check:
         detail = f"only {seen.best} fits the memory that is free, and it often errs"
         return Check("QwQ-32B", "warn", detail, "Close other programs, then: qwq plan")
     return Check("QwQ-32B", "pass", f"{seen.best} suits this machine; see: qwq plan {seen.best}")
-
-
-# --- asking the world --------------------------------------------------------------------------
-
-
-def model_folder(environ: Mapping[str, str]) -> Path:
-    """Where Hugging Face keeps models (huggingface.co/docs/huggingface_hub, environment)."""
-    home = environ.get("HF_HOME") or "~/.cache/huggingface"
-    return Path(environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
-
-
-def _existing(path: Path) -> Path:
-    """The nearest folder above that is there."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _within(limit_s: float, ask: Callable[[], Value]) -> Value | None:
-    """What `ask` returns; None if that takes longer or the system refuses."""
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def run() -> None:
-        with contextlib.suppress(OSError):
-            answers.put(ask())
-
-    threading.Thread(target=run, daemon=True).start()
-    with contextlib.suppress(queue.Empty):
-        found: Value = answers.get(timeout=limit_s)
-        return found
-    return None
-
-
-def _self_check(cache: Path) -> tuple[str, str]:
-    """`fast`, `safe`, or what is wrong and what to type."""
-    try:
-        spec, _ = selfcheck.trusted(EngineSpec("", extra_bufts=True), cache)
-    except QwqError as error:
-        return error.message, error.hint
-    return ("fast" if spec.extra_bufts else "safe"), ""
-
-
-def _problem(ask: Callable[[], object]) -> tuple[str, str]:
-    """Why `ask` fails, and what to type; both "" if it does not."""
-    try:
-        ask()
-    except QwqError as error:
-        return error.message, error.hint
-    return "", ""
-
-
-def _folder(use: str, path: Path) -> Folder:
-    """By writing a file into the nearest folder that is there; nothing is left behind."""
-
-    def attempt() -> str:
-        try:
-            with tempfile.TemporaryFile(dir=_existing(path)):
-                return ""
-        except OSError as error:
-            return error.strerror or str(error)
-
-    problem = _within(DISK_LIMIT_S, attempt)
-    return Folder(use, str(path), "its disk does not answer" if problem is None else problem)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

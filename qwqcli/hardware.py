@@ -78,6 +78,7 @@ class Machine:
     swap_free_bytes: int = 0
     backends: tuple[str, ...] = ()  # of this build of llama.cpp
     unused: tuple[Unused, ...] = ()
+    driver: str = ""  # version of NVIDIA's, such as 550.54.14
     others: tuple[Device, ...] = ()  # that llama.cpp could use as well: left alone unless named
     sources: tuple[tuple[str, str], ...] = ()  # a fact, and where it comes from
     problems: tuple[str, ...] = ()  # questions that were not answered
@@ -137,6 +138,7 @@ def probe(ask: Ask | None = None, system: System | None = None) -> Machine:
         backends=tuple(answer.get("backends", ())),
         unused=tuple(_unused(system, [_device(row, chip) for row in gpus])),
         others=tuple(_device(row, chip) for row in gpus if row not in usual),
+        driver=_nvidia_driver(system),
         sources=sources,
         problems=problem,
     )
@@ -532,6 +534,34 @@ def _nvidia(system: System) -> tuple[str, str, str]:
         return names.splitlines()[0].strip(), from_source("CUDA"), "nvidia-smi"
     major, minor = fitting[-1]
     return names.splitlines()[0].strip(), wheel(f"cu{major}{minor}"), "nvidia-smi"
+
+
+# Major version of CUDA -> the oldest driver that runs it. Source: "Minor Version Compatibility" of
+# docs.nvidia.com/deploy/cuda-compatibility, table 1.
+CUDA_DRIVERS = {13: 580, 12: 525, 11: 450}
+
+
+def newest_cuda(driver: str) -> int | None:
+    """The newest major version of CUDA that this version of NVIDIA's driver runs."""
+    major = driver.partition(".")[0]
+    fitting = [cuda for cuda, least in CUDA_DRIVERS.items() if int(major) >= least]
+    return max(fitting, default=None)
+
+
+def wheel_for(cuda: int) -> str:
+    """The line that installs the newest wheel for a major version of CUDA."""
+    newest = max(version for version in CUDA_WHEELS if version[0] == cuda)
+    return wheel(f"cu{newest[0]}{newest[1]}")
+
+
+def _nvidia_driver(system: System) -> str:
+    """Version of NVIDIA's driver; "" without one."""
+    told = system.read("/proc/driver/nvidia/version")
+    if not told and system.exists("/dev/dxg"):  # WSL: the driver is that of Windows
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        told = f"Kernel Module  {system.run(query, COMMAND_LIMIT_S) or ''}"
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\b", told)
+    return found[1] if found else ""
 
 
 # --- cores -------------------------------------------------------------------------------------

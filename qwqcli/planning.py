@@ -101,7 +101,7 @@ def subject(
     if _is_remote(name):
         return hub.header(hub.choose(name)), None
     try:
-        path = catalog.resolve(name).path
+        path = catalog.resolve(name, environ).path
     except UsageError as error:
         close = difflib.get_close_matches(name.lower(), quants.BY_NAME, n=1)
         raise UsageError(error.message, " ".join(["qwq plan", *close])) from error

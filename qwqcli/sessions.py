@@ -111,6 +111,24 @@ def new_turn_id() -> int:
     return secrets.randbits(62)
 
 
+def problem(path: Path, *, deep: bool = False) -> str:
+    """Why the database at `path` cannot be used, "" if it can or is not there. Only reads.
+
+    `deep` reads all of it, which takes seconds where there is much.
+    """
+    if not path.exists():
+        return ""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as db:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            said = db.execute("PRAGMA quick_check(1)").fetchone()[0] if deep else "ok"
+    except (sqlite3.Error, OSError) as error:
+        return str(error)
+    return "" if said == "ok" else str(said)
+
+
 class Store:
     """An open database. One thread at a time; any number of processes."""
 

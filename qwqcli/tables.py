@@ -154,10 +154,10 @@ def show_checks(checks: Sequence[Check], out: Output, *, as_json: bool) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         word = out.red(check.status) if check.status == "fail" else check.status
-        gap = " " * (5 - len(check.status) + width - len(check.name))
+        gap = " " * (1 + width - len(check.name))
         out.write(f"{word}  {check.name}{gap}{visible(check.detail)}\n")
         if check.fix:
-            out.write(f"      {' ' * width}fix: {visible(check.fix)}\n")
+            out.write(f"       {' ' * width}fix: {visible(check.fix)}\n")
 
 
 def _option_cells(option: Option, chosen: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -59,16 +60,23 @@ def plan(
 def doctor(
     ctx: typer.Context,
     rpc: Rpc = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every model, byte by byte.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the network.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Check what qwq needs, and say what to type where something is missing.
 
     The report names no user and no secret: it can be pasted into a bug report.
     """
-    from qwqcli import doctor, tables
+    from qwqcli import checkup, doctor, progress, tables
 
     env: Env = ctx.obj
     screen = Screen(env.stdout, env.stderr, env.environ)
-    checks = doctor.examine(doctor.look(env.environ, screen.out, rpc))
+    with contextlib.closing(progress.TextView(screen)) as view:
+        view.wait("looking at this machine")
+        seen = checkup.look(
+            env.environ, screen.out, rpc, offline=offline, deep=deep, show=view.show
+        )
+    checks = doctor.examine(seen)
     tables.show_checks(checks, screen.out, as_json=json)
     raise typer.Exit(doctor.exit_code(checks))

@@ -71,7 +71,7 @@ from qwqcli.hub.store import (
     unfinished,
 )
 from qwqcli.hub.transfer import AGAIN, Content, Mover
-from qwqcli.hub.web import Policy, Web
+from qwqcli.hub.web import Policy, Refused, Web
 
 __all__ = [
     "Checking", "Chosen", "Event", "Found", "How", "Hub", "Model", "Notice", "Offer", "Policy",
@@ -156,6 +156,31 @@ class Hub:
     def used(self, path: Path) -> None:
         """Note that the model at `path` is used now, if it is one of ours."""
         self._library.used(path)
+
+    def damaged(self, model: Model) -> Generator[Event, None, tuple[Path, ...]]:
+        """Read all of a model that was pulled: the files that are not what was published."""
+        wrong = []
+        for path, sha256 in zip(model.paths, model.sha256, strict=False):
+            if (yield from self._sums.of(path, anew=True)) != sha256:
+                wrong.append(path)
+        return tuple(wrong)
+
+    def token_works(self) -> bool | None:
+        """Whether Hugging Face takes the person's token; None if there is none to try.
+
+        Raises NetworkError.
+        """
+        source = source_of(self._named, self._environ)
+        web = self._web(source)
+        if source.kind != "huggingface" or not web.tokens:
+            return None
+        try:
+            web.json(f"{source.endpoint}/api/whoami-v2")  # as `hf auth whoami` asks
+        except Refused as no:
+            if no.status in (401, 403):
+                return False
+            raise explain(no, source, "") from None
+        return True
 
     def remove(self, model: Model) -> Removed:
         """Delete a model that we brought. Raises UsageError if another tool owns it."""

@@ -129,9 +129,9 @@ class Sums:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_file(self._path, json.dumps(newest).encode())
 
-    def of(self, path: Path) -> Generator[Checking, None, str]:
+    def of(self, path: Path, *, anew: bool = False) -> Generator[Checking, None, str]:
         """The checksum of `path`, recalled or computed; "" if it cannot be read. `yield from`."""
-        if (known := self.known(path)) is not None:
+        if not anew and (known := self.known(path)) is not None:
             return known
         digest, done = hashlib.sha256(), 0
         try:
