@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pseudo_terminal import Terminal
 
 from qwqcli import builtin
 from qwqcli.engine import EngineSpec, selfcheck
@@ -71,3 +73,17 @@ def environ(cache: Path, tmp_path: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "QWQ_THREADS": "1",  # two threads on two busy cores wait for each other
     }
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Start chats in terminals; each is ended with its test."""
+    started: list[Terminal] = []
+
+    def start(*replies: tuple[str, str], columns: int = 80, **environ: str) -> Terminal:
+        started.append(Terminal(tmp_path, columns, replies, environ))
+        return started[-1]
+
+    yield start
+    for terminal in started:
+        terminal.child.close(force=True)

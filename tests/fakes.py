@@ -43,6 +43,7 @@ class ScriptedEngine:
     replies: Sequence[Script] = (("", "Hello."),)
     delay_s: float = 0.0  # before each event
     load_s: float = 0.0  # the first reply begins with this much loading
+    batches: int = 0  # of prompt processing, at the beginning of each reply
     sent: list[list[Message]] = field(default_factory=list)
     sampling: list[Sampling] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
@@ -77,12 +78,15 @@ class ScriptedEngine:
         self.thinking.append(thinking)
         if isinstance(script, QwqError):
             raise script
-        yield from self._play([*self._loading(), *events(script)], control)
+        yield from self._play([*self._loading(), *self._prompting(), *events(script)], control)
 
     def _loading(self) -> list[Event]:
         load_s, self.load_s = self.load_s, 0.0
         steps = int(load_s / 0.05)
         return [Loading(step / steps) for step in range(steps)]
+
+    def _prompting(self) -> list[Event]:
+        return [Prompting(512 * n, 512 * self.batches) for n in range(1, self.batches + 1)]
 
     def _wait(self, seconds: float, control: Control) -> Order:
         """Ask `control` now and then, as the real engine does while its child is silent."""
@@ -169,6 +173,7 @@ def main() -> int:
         [(thought, answer) for thought, answer in replies],
         float(environ.get("FAKE_DELAY", "0.02")),
         float(environ.get("FAKE_LOAD", "0")),
+        int(environ.get("FAKE_BATCHES", "0")),
     )
     settings = Settings(model=environ.get("FAKE_MODEL", "scripted"))
     code = run_chat(lambda name: engine, settings, Paths(home, home, home))

@@ -2,134 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pexpect
-import pyte
-import pytest
+from pseudo_terminal import Terminal
 
-ROOT = Path(__file__).parents[1]
 CTRL_C, CTRL_D = "\x03", "\x04"
 PASTE = "\x1b[200~{}\x1b[201~"
 
 
-class Emulator(pyte.HistoryScreen):
-    """A screen that answers the questions that programs ask a terminal."""
-
-    def __init__(self, columns: int, answer: Callable[[str], object]) -> None:
-        super().__init__(columns, 24, history=1000)
-        self._answer = answer
-
-    def write_process_input(self, data: str) -> None:
-        self._answer(data)
-
-
-class Terminal:
-    """A chat with a scripted engine in a pseudo-terminal of its own."""
-
-    def __init__(
-        self,
-        home: Path,
-        columns: int,
-        replies: tuple[tuple[str, str], ...],
-        environ: dict[str, str],
-    ) -> None:
-        self.log = home / "sent"
-        environ = {
-            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE")},
-            "TERM": "xterm-256color",
-            "LANG": "C.UTF-8",
-            "PYTHONUTF8": "1",
-            "FAKE_HOME": str(home),
-            "FAKE_LOG": str(self.log),
-            "FAKE_DELAY": "0.01",
-            **({"FAKE_REPLIES": json.dumps(replies)} if replies else {}),
-            **environ,
-        }
-        self.child = pexpect.spawn(
-            sys.executable,
-            ["-m", "tests.fakes"],
-            cwd=str(ROOT),
-            env=environ,  # type: ignore[arg-type]
-            dimensions=(24, columns),
-        )
-        self.child.delaybeforesend = None
-        self.emulator = Emulator(columns, self.child.send)
-        self._stream = pyte.ByteStream(self.emulator)
-        self.raw = b""
-
-    def keys(self, text: str) -> None:
-        self.child.send(text)
-
-    @property
-    def rows(self) -> list[str]:
-        """What stands on the screen, without the empty rows below."""
-        # not pyte's own `display`, which fails where half of a wide character was drawn over
-        screen = self.emulator
-        lines = (screen.buffer[y] for y in range(screen.lines))
-        rows = ("".join(line[x].data for x in range(screen.columns)).rstrip() for line in lines)
-        return "\n".join(rows).rstrip("\n").split("\n")
-
-    def see(self, seen: Callable[[list[str]], bool] | str, timeout: float = 10) -> list[str]:
-        """Wait until the screen is as expected."""
-        expected = (lambda rows: seen in "\n".join(rows)) if isinstance(seen, str) else seen
-        end = time.monotonic() + timeout
-        while not expected(self.rows):
-            assert time.monotonic() < end, f"never seen: {seen}\n" + "\n".join(self.rows)
-            self._read()
-        return self.rows
-
-    def prompt(self) -> list[str]:
-        """Wait for an empty prompt."""
-        return self.see(lambda rows: rows[-1] == ">")
-
-    def ask(self, question: str) -> list[str]:
-        """Submit a question and wait for the prompt after the reply."""
-        self.keys(question + "\r")
-        return self.see(lambda rows: rows[-1] == ">" and f"> {question}" in rows)
-
-    def left(self) -> int:
-        """Wait until the chat has ended; its exit code."""
-        while self._read():
-            pass
-        self.child.close()
-        assert self.child.exitstatus is not None
-        return self.child.exitstatus
-
-    def _read(self) -> bool:
-        try:
-            # so little that no frame can be missed
-            data = self.child.read_nonblocking(100, timeout=0.05)
-        except pexpect.TIMEOUT:
-            return True
-        except pexpect.EOF:
-            return False
-        self.raw += data
-        self._stream.feed(data)
-        return True
-
-
 Start = Callable[..., Terminal]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Start chats; each is ended with its test."""
-    started: list[Terminal] = []
-
-    def start(*replies: tuple[str, str], columns: int = 80, **environ: str) -> Terminal:
-        started.append(Terminal(tmp_path, columns, replies, environ))
-        return started[-1]
-
-    yield start
-    for terminal in started:
-        terminal.child.close(force=True)
 
 
 def test_a_conversation(start: Start) -> None:
