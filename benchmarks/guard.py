@@ -1,7 +1,7 @@
 """How often the loop guard cries wolf on long honest text, and how soon it sees a real loop.
 
     python benchmarks/guard.py                  # false alarms, then loops made up from rules
-    python benchmarks/guard.py --loops          # and replies of SmolLM2 and the built-in model
+    python benchmarks/guard.py --loops          # greedy replies of SmolLM2 and the built-in model
 
 Honest text is what this machine has: Python's library, the installed packages and their licences,
 manual pages in English and Chinese, and tables and arithmetic written by rule, as a thought could
@@ -17,13 +17,20 @@ import itertools
 import random
 import re
 import statistics
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from common import smollm
+
+from qwqcli.builtin import model_path
 from qwqcli.builtin.training import data
+from qwqcli.engine import EngineSpec
+from qwqcli.engine.llama import LlamaEngine
 from qwqcli.guard import Guard
+from qwqcli.messages import Answer, Message, Reasoning, Sampling
 
 SHORTEST, LONGEST = 4_000, 120_000
 PIECE = 4  # characters fed at once, about a token
@@ -210,7 +217,68 @@ def cost() -> None:
         print(f"cost in the {name} 10,000 of 100,000 tokens: {each * 1e6:.1f} us a token")
 
 
+QUESTIONS = (
+    "Tell me a very long story about a lighthouse.",
+    "List all prime numbers.",
+    "Explain how a computer works, in great detail.",
+    "Count upwards in words.",
+    "Write a poem of a hundred verses about the sea.",
+    "What are the causes of the French Revolution?",
+    "Write a Python program that plays chess, complete.",
+    "Describe each day of a year on a farm.",
+    "Give me a thousand ideas for a birthday party.",
+    "Write a dialogue between two people who disagree about everything.",
+    "How do I bake bread? Do not leave out any step.",
+    "Translate the Bible into simple words.",
+)
+BEYOND = (
+    "What is 123456789 * 987654321?",
+    "Add 1 to 1 a thousand times.",
+    f"How many a's are in {'ba' * 200}?",
+    f"Spell {'strawberry' * 20}.",
+    f"What is {'7' * 60} + {'8' * 60}?",
+    f"Which is larger, 0.{'9' * 80} or 0.{'9' * 79}?",
+)
+
+
+def real_loops() -> None:
+    """Greedy replies, which loop: does the guard speak, and how late, and does it where none is?"""
+    for name, path, questions, n_ctx in (
+        ("SmolLM2-135M-Instruct", smollm(), QUESTIONS, 4_096),
+        ("the built-in model beyond its range", model_path(), BEYOND, 4_096),
+    ):
+        engine = LlamaEngine(EngineSpec(str(path), n_ctx=n_ctx, threads=1))
+        for question in questions:
+            for temperature in (0.0, 0.3):
+                _reply(name, engine, question, temperature)
+        engine.close()
+
+
+def _reply(name: str, engine: LlamaEngine, question: str, temperature: float) -> None:
+    sampling = Sampling(temperature=temperature, seed=1)
+    guard, text, heard, tokens = Guard(), "", [], 0
+    starts: list[int] = []  # where in the text each token begins
+    for event in engine.stream([Message("user", question)], sampling):
+        if isinstance(event, Reasoning | Answer):
+            starts.append(len(text))
+            text, tokens = text + event.text, tokens + 1
+            if guard.feed(event.text):
+                heard.append(tokens)
+    plain = re.sub(r"\d+", lambda match: "0" * len(match.group()), text)
+    end = plain[-80:]
+    loops = plain[-6_000:].count(end) >= 4
+    begins = next((n for n, at in enumerate(starts) if at >= plain.find(end)), 0)
+    late = f"heard after {heard[0] - begins:,}" if heard and loops else "not heard"
+    what = f"loops from token {begins:,}, {late}" if loops else f"no loop, alarms: {heard}"
+    print(
+        f"{name}, temperature {temperature}, {tokens:,} tokens: {what}: {question[:40]}", flush=True
+    )
+
+
 def main() -> None:
+    if "--loops" in sys.argv:
+        real_loops()
+        return
     cost()
     detection(random.Random(1))
     false_alarms(random.Random(1))

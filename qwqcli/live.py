@@ -41,13 +41,13 @@ class Tail:
             if at:
                 self._end_row()
             self._wrap(line)
-        shown = [*self._rows, self._row] if self._row.strip() else list(self._rows)
+        shown = [*self._rows, self._row.rstrip()] if self._row.strip() else list(self._rows)
         return shown[len(shown) - min(count, len(shown)) :]
 
     def _wrap(self, line: str) -> None:
         self._row += line if self._row else line.lstrip(" ")
         while len(fits := clip(self._row, self._width)) < len(self._row):
-            space = fits.rfind(" ") + 1
+            space = len(fits) if self._row[len(fits)] == " " else fits.rfind(" ") + 1
             # a word that fills most of a row is broken, and so is text without spaces
             cut = space if space > len(fits) // 2 else max(len(fits), 1)
             rest = self._row[cut:].lstrip(" ")
