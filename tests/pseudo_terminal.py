@@ -73,7 +73,7 @@ class Terminal:
         rows = ("".join(line[x].data for x in range(screen.columns)).rstrip() for line in lines)
         return "\n".join(rows).rstrip("\n").split("\n")
 
-    def see(self, seen: Callable[[list[str]], bool] | str, timeout: float = 10) -> list[str]:
+    def see(self, seen: Callable[[list[str]], bool] | str, timeout: float = 40) -> list[str]:
         """Wait until the screen is as expected."""
         expected = (lambda rows: seen in "\n".join(rows)) if isinstance(seen, str) else seen
         end = time.monotonic() + timeout
