@@ -80,7 +80,7 @@ COMMANDS = (
     Command(
         "think",
         "[N|show|fold|hide|on|off]",
-        "the last or N-th thought in full; how thoughts are drawn; think or not",
+        "the last or N-th thought; how they are drawn; none",
         thoughts.think,
         thoughts.THINK_VALUES,
     ),
@@ -92,7 +92,7 @@ COMMANDS = (
         thoughts.BUDGET_VALUES,
     ),
     Command(
-        "answer", "", "answer now from what was thought so far, also after Ctrl+C", thoughts.answer
+        "answer", "", "answer from what was thought so far", thoughts.answer
     ),
     Command("stats", "", "figures after each reply: on or off", actions.stats),
     Command("model", "[NAME]", "show or change the model", actions.model),
@@ -109,8 +109,8 @@ COMMANDS = (
 )
 KEYS = [
     ("Alt+Enter, Ctrl+J", "a new line; so does a \\ before Enter"),
-    ("Ctrl+N", "while it thinks: answer now, from what was thought so far"),
-    ("Ctrl+O", "while it thinks: unfold or fold the thought; at the prompt: the last one in full"),
+    ("Ctrl+N", "while it thinks: answer now"),
+    ("Ctrl+O", "unfold or fold thoughts; at the prompt: the last one"),
     ("Ctrl+C", "stop the reply; clear the line; twice on an empty line: leave"),
     ("//word ...", "send a line that begins with /word to the model"),
 ]
