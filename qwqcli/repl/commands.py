@@ -91,9 +91,7 @@ COMMANDS = (
         thoughts.set_budget,
         thoughts.BUDGET_VALUES,
     ),
-    Command(
-        "answer", "", "answer from what was thought so far", thoughts.answer
-    ),
+    Command("answer", "", "answer from what was thought so far", thoughts.answer),
     Command("stats", "", "figures after each reply: on or off", actions.stats),
     Command("model", "[NAME]", "show or change the model", actions.model),
     Command("system", "[TEXT]", "show or set the system prompt; 'none' removes it", actions.system),
