@@ -57,16 +57,23 @@ class Asked:
 
 
 def answer(
-    asked: Asked, environ: Mapping[str, str] = os.environ
+    asked: Asked,
+    environ: Mapping[str, str] = os.environ,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[Machine, Plan | list[Option]]:
-    """The machine, and the plan for the model on it; all quantizations if none was named."""
+    """The machine, and the plan for the model on it; all quantizations if none was named.
+
+    `sizes` of quantizations, where they are known already: the hub is not asked again.
+    """
     with contextlib.ExitStack() as stack:
         probe = None if asked.machine else stack.enter_context(Probe(asked.rpc))
         if asked.model is None or asked.model.lower() in ("qwq", "qwq-32b"):
             # asks while llama.cpp is asked
-            sizes = Sizes(environ, source=asked.source, offline=asked.offline)
+            kept = asked.offline or sizes is not None
+            hub = Sizes(environ, source=asked.source, offline=kept)
             machine = _machine(asked, probe)
-            return machine, options(machine, asked.want, quants.sized(sizes.known()))
+            known = quants.sized(hub.known() if sizes is None else sizes)
+            return machine, options(machine, asked.want, known)
         info, path = subject(asked.model, environ, source=asked.source, offline=asked.offline)
         machine = _machine(asked, probe)
         if path is None or probe is None or not asked.here:

@@ -83,13 +83,17 @@ BY_NAME = {quant.name: quant for quant in QUANTS}
 
 
 def sized(known: Mapping[str, int]) -> tuple[Quant, ...]:
-    """`QUANTS` with the sizes in bytes that are known by name, such as those of a hub."""
-    return tuple(
-        replace(quant, file_bytes=known[quant.name], approximate=False)
-        if quant.name in known
-        else quant
-        for quant in QUANTS
-    )
+    """`QUANTS` with the sizes in bytes that are known by name, such as those of a hub.
+
+    A size that is a quarter off is that of something else, and not taken.
+    """
+    found = []
+    for quant in QUANTS:
+        size = known.get(quant.name, 0)
+        if abs(size - quant.file_bytes) <= quant.file_bytes // 4:
+            quant = replace(quant, file_bytes=size, approximate=False)
+        found.append(quant)
+    return tuple(found)
 
 
 def is_qwq(info: ModelInfo, file_name: str = "") -> bool:

@@ -46,7 +46,7 @@ def world(tmp_path: Path, tiny: Path) -> Iterator[World]:
 def person(world: World, environ: dict[str, str]) -> dict[str, str]:
     """The environment of one person with an empty home."""
     known = {"QWQ_CACHE_DIR": environ["QWQ_CACHE_DIR"]}  # the engine's self-check is done there
-    home = {name: value for name, value in environ.items() if name != "HF_HOME"}
+    home = {name: value for name, value in environ.items() if not name.startswith("HF_")}
     return {**home, **world.environ, **known}
 
 

@@ -141,6 +141,11 @@ def test_another_mix_is_not_taken_for_ours() -> None:
     assert other.file_bytes == pytest.approx(20_150_000_000, abs=64)
 
 
+def test_a_size_that_cannot_be_is_not_taken() -> None:
+    """A hub that says 1 byte, or ten times too many, is not believed."""
+    assert quants.sized({"q4_k_m": 1, "iq4_xs": 177_000_000_000}) == quants.QUANTS
+
+
 # --- models by name ----------------------------------------------------------------------------
 
 

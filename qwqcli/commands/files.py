@@ -197,7 +197,8 @@ def _suited(
     from qwqcli.layout import Want
 
     offers = {offer.quantization.lower(): offer for offer in reversed(hub.offers("", revision))}
-    machine, answer = planning.answer(planning.Asked(None, Want()))
+    sizes = {name: offer.size for name, offer in offers.items()}
+    machine, answer = planning.answer(planning.Asked(None, Want()), sizes=sizes)
     assert isinstance(answer, list)
     found: list[Option] = [option for option in answer if option.quant.name in offers]
     chosen = plan.recommended(found)
