@@ -22,7 +22,17 @@ from qwqcli.costs import Cache
 from qwqcli.errors import NoRoom, UsageError
 from qwqcli.gguf import ModelInfo
 from qwqcli.hardware import GiB, Machine, MiB, device_of, gib, listed
-from qwqcli.layout import Case, Layout, Predicted, Share, Want, dealt, placed, with_ram_margin
+from qwqcli.layout import (
+    MARGIN_BYTES,
+    Case,
+    Layout,
+    Predicted,
+    Share,
+    Want,
+    dealt,
+    placed,
+    with_ram_margin,
+)
 
 NATIVE_CONTEXT = 32_768  # of QwQ-32B without YaRN: "original_max_position_embeddings"
 YARN_FACTOR = 4.0  # QwQ's model card
@@ -667,6 +677,9 @@ def _smaller(case: Case) -> str:
         name = recommended(options(case.machine, case.want, explained=False))
         if name and quants.BY_NAME[name].file_bytes < case.info.file_bytes:
             return f"qwq plan {name}"
+    usual = replace(case, want=replace(case.want, margin_bytes=MARGIN_BYTES))
+    if case.want.margin_bytes > MARGIN_BYTES and _first_fit(usual, explained=False):
+        return f"--margin {MARGIN_BYTES // GiB}G"
     shorter = _shorter(case)
     return f"--ctx {shorter}" if shorter else "Close other programs, or take a smaller model"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar, cast, get_args
 
 from qwqcli import catalog, hardware, quants
-from qwqcli.config import KV, FlashAttn, nearest
+from qwqcli.config import KV, RANGES, FlashAttn, nearest
 from qwqcli.engine.probe import Probe
 from qwqcli.errors import EngineError, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
@@ -167,7 +167,7 @@ def wish(
     margin: str | None = None,
 ) -> Want:
     """What was typed as a `Want`. Raises UsageError for what cannot be meant."""
-    if threads is not None and threads < 1:
+    if threads is not None and not 1 <= threads <= RANGES["threads"][1]:
         raise UsageError(f"--threads {threads} is no number of threads.", "Leave out --threads")
     want = Want(
         n_ctx=n_ctx,

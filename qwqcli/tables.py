@@ -9,6 +9,7 @@ Non-goals: deciding anything; replies and errors (render.py).
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 GB = 10**9
 PIPE_WIDTH = 110
+LEAST_WIDTH = 20  # columns of text; a narrower window breaks it where it ends
 
 
 def show_answer(
@@ -97,9 +99,9 @@ def show_plan(plan: Plan, machine: Machine, out: Output) -> None:
         table.add_row(visible(share.name), layers, *cells)
     print_table(table, out)
     for reason in plan.reasons:
-        out.write(f"{out.symbols.bullet}{visible(reason)}\n")
+        _write_text(out.symbols.bullet, reason, out)
     for warning in plan.warnings:
-        out.write(f"{out.red('warning:')} {visible(warning)}\n")
+        _write_warning(warning, out)
 
 
 def show_options(
@@ -118,10 +120,10 @@ def show_options(
         "Loss is the KL divergence from f16, measured on Llama-3-8B: good for the order alone.",
     ]
     for note in [*notes, why_recommended(found, chosen)]:
-        out.write(f"{note}\n")
+        _write_text("", note, out)
     for unused in machine.unused:
         said = f"{unused.name} is here, but this build cannot use it: {unused.install}"
-        out.write(f"{out.red('warning:')} {visible(said)}\n")
+        _write_warning(said, out)
 
 
 def _sizes_note(found: Sequence[Option]) -> str:
@@ -154,8 +156,7 @@ def show_checks(checks: Sequence[Check], out: Output, *, as_json: bool) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         word = out.red(check.status) if check.status == "fail" else check.status
-        gap = " " * (1 + width - len(check.name))
-        out.write(f"{word}  {check.name}{gap}{visible(check.detail)}\n")
+        _write_text(f"{check.status}  {check.name:<{width}} ", check.detail, out, word)
         if check.fix:
             out.write(f"       {' ' * width}fix: {visible(check.fix)}\n")
 
@@ -250,6 +251,26 @@ def print_table(table: Table, out: Output) -> None:
 
 def _size(n_bytes: int) -> str:
     return gib(n_bytes) if n_bytes >= GiB // 10 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+def _write_warning(text: str, out: Output) -> None:
+    _write_text("warning: ", text, out, out.red("warning:"))
+
+
+def _write_text(lead: str, text: str, out: Output, shown: str = "") -> None:
+    """`lead` and a sentence; on a terminal broken between words and set in under it.
+
+    `shown` stands for the first word of `lead`: the same in colour.
+    """
+    line = lead + visible(text)
+    if out.terminal:
+        width = max(out.size()[0] - 1, LEAST_WIDTH)
+        indent = " " * (len(lead) if len(lead) <= width - LEAST_WIDTH else 2)
+        line = textwrap.fill(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    first = lead.split(" ")[0]
+    out.write((shown or first) + line[len(first) :] + "\n")
 
 
 def _write_json(value: Mapping[str, Any], out: Output) -> None:

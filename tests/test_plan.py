@@ -389,6 +389,13 @@ def test_a_small_model_loads_where_little_is_free() -> None:
     assert plan.devices[0].margin_bytes == 64 * MiB
 
 
+def test_a_margin_that_leaves_nothing() -> None:
+    """Where a smaller margin is all it takes, that is what to type."""
+    with pytest.raises(NoRoom) as caught:
+        make_plan(Q4, machine("3090"), Want(margin_bytes=30 * GiB))
+    assert caught.value.hint == "--margin 1G"
+
+
 def test_the_margin_can_be_set() -> None:
     """With a smaller margin more fits; the plan says what is left free."""
     plan = make_plan(Q4, machine("3090"), Want(margin_bytes=256 * MiB))
@@ -737,6 +744,7 @@ def test_this_machine_and_a_file(tiny: Path) -> None:
         (["plan", "q4_k_m", "--ram", "-8G"], 2),
         (["plan", "q4_k_m", "--margin", "x"], 2),
         (["plan", "q4_k_m", "--threads", "0"], 2),
+        (["plan", "q4_k_m", "--threads", "600"], 2),
         (["plan", "--machine", "3099"], 2),
         (["plan", "q4_k_x"], 2),
         (["plan", "./no-such-file.gguf"], 2),

@@ -18,6 +18,8 @@ from qwqcli.hardware import Machine
 from qwqcli.layout import Want
 from qwqcli.plan import Plan, corrected, make_plan, refused, squeezed
 
+SLOW_TPS = 10.0  # about as fast as people read; below, they should know before they wait
+
 
 class PlannedEngine(LlamaEngine):
     """A `LlamaEngine` whose info tells the plan that it was loaded by."""
@@ -30,6 +32,8 @@ class PlannedEngine(LlamaEngine):
     def info(self) -> EngineInfo:
         info = super().info()
         placement = info.placement
+        if self._plan.cpu_ffn:
+            placement += f" · feed-forward weights of {len(self._plan.cpu_ffn)} in RAM"
         if self._plan.type_k != "f16":
             placement += f" · KV {self._plan.type_k}"
         return replace(
@@ -79,8 +83,10 @@ def _notices(plan: Plan, info: EngineInfo) -> Iterator[str]:
     if plan.gpu_layers and not info.placement.startswith(planned):
         yield f"Planned were {planned} on the GPU; llama.cpp has {info.placement}."
     speed = plan.predicted.generation_tps
-    if plan.gpu_layers and plan.whole_layers < plan.layers_total and speed:
-        yield (
-            f"{plan.whole_layers} of {plan.layers_total} layers are whole on the GPU: expect about"
-            f" {speed:.1f} tokens/s."
-        )
+    if not speed or plan.whole_layers == plan.layers_total:
+        return
+    if plan.gpu_layers:
+        where = f"{plan.whole_layers} of {plan.layers_total} layers are whole on the GPU"
+        yield f"{where}: expect about {speed:.1f} tokens/s."
+    elif speed < SLOW_TPS:
+        yield f"All layers are on the CPU: expect about {speed:.1f} tokens/s."
