@@ -20,6 +20,7 @@ from typing import Any
 
 from qwqcli import errors
 from qwqcli.bench import Test
+from qwqcli.bench.drill import Mix
 from qwqcli.engine import Control
 from qwqcli.errors import EngineError, QwqError
 
@@ -93,6 +94,14 @@ class Child:
         self._send({"test": request})
         while "done" not in (said := self._next()):
             yield from said.items()
+
+    def mix(
+        self, mix: Mix, threads: int, placement: Mapping[str, Any]
+    ) -> tuple[int, tuple[int, ...]]:
+        """Nanoseconds of the prompt, and of the tokens at each depth."""
+        self._send({"mix": {"mix": asdict(mix), "threads": threads, "placement": placement}})
+        prompt_ns, depths_ns = self._next()["mix"]
+        return int(prompt_ns), tuple(map(int, depths_ns))
 
     def close(self) -> None:
         """Let the child go, wherever it is; safe to call twice."""

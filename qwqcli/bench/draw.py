@@ -8,11 +8,14 @@ Non-goals: measuring and deciding.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from qwqcli.bench import compare as sides
+from qwqcli.bench import tune as tuning
 from qwqcli.bench.ceiling import ceiling_tps
 from qwqcli.bench.measure import Job
 from qwqcli.bench.report import Felt, Report, Row, plus_minus
@@ -161,6 +164,57 @@ def _differences(found: Sequence[sides.Compared]) -> list[str]:
             if before[key] != after[key]:
                 lines[f"{key}: {before[key]} -> {after[key]}"] = None
     return list(lines)
+
+
+# --- tuning ------------------------------------------------------------------------------------
+
+
+def tried_line(tried: tuning.Tried) -> str:
+    """A setting and its speeds, as it was tried."""
+    setting = ", ".join(
+        f"{tuning.NAMES[name]} {value}" for name, value in tuning.words(tried.setting).items()
+    )
+    if tried.speeds is None:
+        return f"{setting}: does not work here"
+    speeds = ", ".join(f"{speed:.1f}" for speed in tried.speeds.generation)
+    return f"{setting}: prompt {tried.speeds.prompt:.1f}, thinking {speeds} tokens/s"
+
+
+def outcome_lines(outcome: tuning.Outcome) -> Iterator[str]:
+    """What was found, what it gains, and over what."""
+    if not outcome.complete:
+        yield "Stopped before the end: nothing was changed."
+        return
+    if outcome.kept:
+        yield f"Kept: {'; '.join(outcome.kept.why)} over qwq's own settings."
+    elif outcome.over_own:
+        yield "The fastest setting found is not faster beyond doubt: qwq keeps its own."
+    else:
+        yield "qwq's own settings are the fastest here."
+    if outcome.over_default:
+        said = tuning.explained(outcome.best, outcome.default, outcome.over_default, outcome.depths)
+        yield f"Over llama.cpp's defaults: {said}."
+
+
+def outcome_json(outcome: tuning.Outcome, model: str) -> str:
+    """One line for scripts."""
+
+    def ratios(proof: tuning.Proof | None) -> dict[str, float] | None:
+        if proof is None:
+            return None
+        found = tuning.parts(proof, outcome.depths)
+        return {name: round(ratio.value, 4) for name, ratio in found.items()}
+
+    plain = {
+        "schema": 1,
+        "model": model,
+        "complete": outcome.complete,
+        "kept": outcome.kept is not None,
+        "setting": asdict(outcome.best),
+        "over_own": ratios(outcome.over_own),
+        "over_default": ratios(outcome.over_default),
+    }
+    return json.dumps(plain)
 
 
 # --- plots -------------------------------------------------------------------------------------

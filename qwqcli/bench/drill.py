@@ -10,6 +10,7 @@ Source: tools/llama-bench/llama-bench.cpp of llama.cpp at 0c1e57098.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from qwqcli.bench import Test
@@ -34,6 +35,27 @@ class Target(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What a reasoner does: a prompt, and thinking at several depths. Counts are tokens."""
+
+    n_prompt: int
+    n_gen: int
+    depths: tuple[int, ...]
+
+    @property
+    def n_ctx(self) -> int:
+        return max(*self.depths, self.n_prompt) + self.n_gen + 1
+
+
+class DeepTarget(Target, Protocol):
+    """A target whose cache can be filled without processing every token."""
+
+    def deepen(self, depth: int, prompt: int) -> None:
+        """Fill the cache to `depth` from the `prompt` tokens that were processed last."""
+        ...
+
+
 STEP = 512  # tokens of a depth between two words of progress
 
 
@@ -49,6 +71,26 @@ def run(target: Target, test: Test, repetitions: int, clock: Clock, fill: Fill) 
         else:
             target.generate(test.n_gen)
         yield clock() - began
+
+
+def run_mix(target: DeepTarget, mix: Mix, clock: Clock) -> tuple[int, tuple[int, ...]]:
+    """Nanoseconds of the prompt, and of `n_gen` tokens at each depth.
+
+    What is in the cache does not change the time, so a depth is filled with copies.
+    """
+    target.generate(1)
+    target.rewind(0)
+    began = clock()
+    target.prompt(mix.n_prompt)
+    prompt_ns = clock() - began
+    times = []
+    for depth in mix.depths:
+        target.deepen(depth, mix.n_prompt)
+        target.generate(1)  # positions are shifted with it
+        began = clock()
+        target.generate(mix.n_gen)
+        times.append(clock() - began)
+    return prompt_ns, tuple(times)
 
 
 def _warm_up(target: Target, test: Test) -> None:

@@ -1,9 +1,9 @@
 """The child that measures: a model and its contexts, asked over stdin, answering on stdout.
 
-Run as `python -m qwqcli.bench.worker`. Requests and answers are one JSON object a line:
-`{"load": ...}` first, then `{"test": ...}` as often as wanted. When stdin ends, the parent has
-stopped or is gone, and the child leaves at once. Each test gets a context of its own with as many
-tokens as it needs, as llama-bench does it: the size of a KV cache is part of its speed.
+Run as `python -m qwqcli.bench.worker`. Requests and answers are one JSON object a line: first
+`{"load": ...}`, then `{"test": ...}` or `{"mix": ...}` as often as wanted. When stdin ends, the
+parent has stopped or is gone, and the child leaves at once. Each test gets a context of its own
+with as many tokens as it needs, as llama-bench does it: the size of a cache is part of its speed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,16 @@ Say = Callable[[dict[str, Any]], None]
 class Target:
     """A context of one test; see `drill.Target`. `state` is a copy of the cache at a depth."""
 
-    def __init__(self, model: Model, placement: Placement, threads: int, state: Any = None) -> None:
-        self._context = Context(model, placement, threads)
+    def __init__(
+        self,
+        model: Model,
+        placement: Placement,
+        threads: int,
+        state: Any = None,
+        *,
+        copies: bool = False,
+    ) -> None:
+        self._context = Context(model, placement, threads, copies=copies)
         self._forgets, self._state = model.forgets, state
         tokens = random.Random(0).choices(range(model.n_vocab), k=POOL)
         first = model.bos
@@ -68,6 +76,22 @@ class Target:
         free = free_bytes()
         return self._context.saved() if self._context.state_bytes < STATE_SHARE * free else None
 
+    def deepen(self, depth: int, prompt: int) -> None:
+        if self._state is None:
+            self._context.cut(prompt)
+            self._state = self._context.saved()
+        self._context.clear()
+        held = 0
+        while held < depth and self._context.append(self._state, held):
+            held += prompt
+        if held >= depth and (self._forgets or not self._context.cut(depth)):
+            self._context.clear()
+            held = 0
+        while held < depth:  # a model that cannot shift, or forget only the end
+            size = min(depth - held, drill.STEP)
+            self.prompt(size)
+            held += size
+
     def close(self) -> None:
         self._context.close()
 
@@ -89,6 +113,8 @@ class Worker:
         try:
             if "load" in request:
                 self._load(**request["load"])
+            elif "mix" in request:
+                self._mix(**request["mix"])
             else:
                 self._test(**request["test"])
         except QwqError as error:
@@ -135,6 +161,18 @@ class Worker:
         finally:
             target.close()
         self._say({"done": True})
+
+    def _mix(self, mix: dict[str, Any], threads: int, placement: dict[str, Any]) -> None:
+        assert self._model is not None
+        what = drill.Mix(**{**mix, "depths": tuple(mix["depths"])})
+        # one prompt more than is needed: copies are whole before they are cut
+        wanted = replace(self._placement, n_ctx=what.n_ctx + what.n_prompt, **placement)
+        target = Target(self._model, wanted, threads, copies=True)
+        try:
+            prompt_ns, depths_ns = drill.run_mix(target, what, time.perf_counter_ns)
+        finally:
+            target.close()
+        self._say({"mix": [prompt_ns, list(depths_ns)]})
 
 
 def _placement(values: dict[str, Any]) -> Placement:

@@ -32,9 +32,10 @@ from qwqcli.engine import Control
 from qwqcli.errors import INTERRUPTED, UsageError
 from qwqcli.interrupt import interruptible
 from qwqcli.plan import minutes
-from qwqcli.terminal import Screen, StatusLine
+from qwqcli.terminal import Screen, StatusLine, visible
 
 if TYPE_CHECKING:
+    from qwqcli.bench import tune as tuning
     from qwqcli.bench.measure import Job, Wanted
     from qwqcli.bench.report import Report
     from qwqcli.catalog import ModelRef
@@ -156,6 +157,82 @@ def bench(
             draw.save_plot(report, draw.plot_path(save_plot, report, len(reports)))
     if pressed():
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def tune(
+    ctx: typer.Context,
+    model: Model = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds that it may take (180).")] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Forget what was found.")] = False,
+    ctx_tokens: Ctx = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    no_gpu: NoGpu = False,
+    kv: Kv = None,
+    flash_attn: Flash = None,
+    rpc: Rpc = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+) -> None:
+    """Find the fastest settings for a model on this machine, prove it, and keep them.
+
+    chat, ask and bench use them from then on, until --reset.
+    """
+    from qwqcli import catalog
+    from qwqcli.bench import draw
+    from qwqcli.bench import tune as tuning
+    from qwqcli.engine import tuned
+
+    env: Env = ctx.obj
+    cache = config.paths(env.environ).cache
+    screen = Screen(env.stdout, env.stderr, env.environ)
+    settings = settings_of(ctx)
+    ref = catalog.resolve(settings.model)
+    if reset:
+        forgotten = tuned.forget(ref.path, cache)
+        said = "qwq's own settings are back" if forgotten else "Nothing was kept"
+        screen.out.write(f"{said} for {visible(ref.name)}.\n")
+        return
+    with interruptible(twice_leaves=True) as pressed:
+        events = tuning.tune(
+            ref.path, settings, cache, pressed, tuning.BUDGET_S if budget is None else budget
+        )
+        outcome = _tune(events, screen)
+    if outcome.kept:
+        tuned.keep(ref.path, cache, outcome.kept)
+    out = screen.err if json else screen.out
+    for line in draw.outcome_lines(outcome):
+        out.write(f"{line}\n")
+    if outcome.kept:
+        out.write("chat, ask and bench use it from now on. Undo: qwq tune --reset\n")
+    if json:
+        screen.out.write(draw.outcome_json(outcome, ref.name) + "\n")
+    if not outcome.complete:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _tune(events: Iterator[tuning.Event], screen: Screen) -> tuning.Outcome:
+    """Draw what is tried; returns the end."""
+    from qwqcli.bench import draw
+    from qwqcli.bench import tune as tuning
+
+    status = StatusLine(screen.err, screen.clock)
+    depths: tuple[int, ...] = ()
+    for event in events:
+        if isinstance(event, tuning.Outcome):
+            status.clear()
+            return event
+        if isinstance(event, tuning.Tried):
+            mark = " (the best so far)" if event.best else ""
+            status.clear(f"{draw.tried_line(event)}{mark}\n")
+        elif isinstance(event, tuning.Comparing):
+            status.clear("The best and the others take turns, to prove the difference.\n")
+        else:
+            depths = event.depths
+            shown = ", ".join(f"{depth:,}" for depth in depths)
+            prompt = f"a prompt of {event.n_prompt} tokens"
+            status.clear(f"Measures {prompt}, and {event.n_gen} at depth {shown}.\n")
+    raise AssertionError("tuning ends with an outcome")
 
 
 def _wanted(

@@ -268,9 +268,14 @@ class Model:
 class Context:
     """A KV cache of one sequence, and decoding into it."""
 
-    def __init__(self, model: Model, placement: Placement, threads: int) -> None:
+    def __init__(
+        self, model: Model, placement: Placement, threads: int, *, copies: bool = False
+    ) -> None:
+        """`copies` allows `append`."""
         params = lib.llama_context_default_params()
         place_cache(params, placement)
+        if copies:  # a second sequence in the same cells
+            params.n_seq_max, params.n_outputs_max, params.kv_unified = 2, 2, True
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self._abort = ctypes.create_string_buffer(2)
@@ -345,6 +350,19 @@ class Context:
         state = (ctypes.c_uint8 * self.state_bytes)()
         lib.llama_state_seq_get_data(self._context, state, len(state), 0)
         return state
+
+    def append(self, state: Any, length: int) -> bool:
+        """Put `saved` tokens behind the `length` that are there, without decoding them.
+
+        Their positions are shifted with the next decode. False if the model cannot.
+        """
+        if not lib.llama_memory_can_shift(self._memory):
+            return False
+        if not lib.llama_state_seq_set_data(self._context, state, len(state), 1):
+            return False
+        lib.llama_memory_seq_add(self._memory, 1, 0, -1, length)
+        lib.llama_memory_seq_cp(self._memory, 1, 0, -1, -1)
+        return bool(lib.llama_memory_seq_rm(self._memory, 1, -1, -1))
 
     def restore(self, state: Any) -> bool:
         """Put `saved` bytes into this empty cache; False if they do not suit it."""

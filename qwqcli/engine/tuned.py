@@ -36,6 +36,13 @@ class Tuned:
         return f"Tuned on {self.when}: {'; '.join(self.why)}." if self.why else ""
 
 
+def offer(model: Path, cache: Path) -> str:
+    """A line for who has just pulled a model; empty if it has been tuned."""
+    if recall(model, cache):
+        return ""
+    return "qwq tune finds this machine's fastest settings for it, in three minutes at most."
+
+
 def applied(spec: EngineSpec, settings: Settings, cache: Path) -> EngineSpec:
     """`spec` with what was found for its file, where `settings` say nothing else."""
     found = recall(Path(spec.path), cache)

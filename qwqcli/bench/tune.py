@@ -1,0 +1,417 @@
+"""`qwq tune`: which settings are the fastest for a model here, searched, proved, then kept.
+
+Contract: `search` goes along one setting after another from the best known, and keeps a step only
+if it is faster by more than the noise seen; `confirm` lets the winner and our own settings take
+turns and keeps it only if the gain is proved and nothing that a reasoner does is slower. Both are
+pure: they are given a function that measures. `tune` gives them one, in children that may die of a
+setting: that one is then out.
+What is faster is judged by a turn of a reasoner: a prompt of 512 tokens, and 3,000 tokens of
+thinking, a third each at the beginning, 2k and 8k tokens deep. Where a machine is slow, shorter
+prompts and fewer tokens are timed.
+Limits: the layers on a GPU are the plan's; 128 to 512 tokens of micro-batch, for more would need
+more memory than was planned for.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from qwqcli import figures, hardware, planning
+from qwqcli.bench import drill
+from qwqcli.bench.child import Child, Interrupted
+from qwqcli.bench.watch import free_bytes
+from qwqcli.config import KV, FlashAttn, Settings
+from qwqcli.engine import Control, EngineSpec, selfcheck
+from qwqcli.engine.probe import Probe
+from qwqcli.engine.process import stock_spec
+from qwqcli.engine.tuned import Tuned
+from qwqcli.errors import EngineError, NoRoom, UsageError
+from qwqcli.gguf import ModelInfo, read_file_header
+from qwqcli.plan import Plan
+
+PROMPT, THOUGHT = 512, 3000  # tokens of the turn that is judged
+DEPTHS = (0, 2048, 8192)
+BUDGET_S = 180.0
+SEARCH_SHARE = 0.6  # of the budget; the rest is for the proof
+LEAST_NOISE = 0.02  # no step is taken for less
+KV_GAIN = 0.10  # what a less precise KV cache must be faster by
+NOT_SLOWER = 0.98  # of the speed before, at anything that is judged
+ROUNDS = (3, 8)  # of the proof: at least, at most
+PIECE_S = 3.0  # aimed at for each part of a measurement
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is varied."""
+
+    threads: int
+    flash_attn: FlashAttn
+    extra_bufts: bool
+    n_batch: int
+    kv: KV
+
+    def placement(self) -> dict[str, Any]:
+        """Fields of native.Placement."""
+        kv = {"type_k": self.kv, "type_v": self.kv}
+        return {"flash_attn": self.flash_attn, "n_batch": self.n_batch, **kv}
+
+
+NAMES = {
+    "threads": "threads",
+    "flash_attn": "flash attention",
+    "extra_bufts": "repack",
+    "n_batch": "micro-batch",
+    "kv": "KV cache",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Tokens per second of a prompt, and of generation at each depth of the mix."""
+
+    prompt: float
+    generation: tuple[float, ...]
+
+    @property
+    def turn_s(self) -> float:
+        """Seconds of the turn that is judged."""
+        share = THOUGHT / len(self.generation)
+        return PROMPT / self.prompt + sum(share / speed for speed in self.generation)
+
+
+Measure: TypeAlias = Callable[[Setting], "Speeds | None"]  # None: the process died of it
+Clock: TypeAlias = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A setting was measured; `speeds` is None if it does not work here."""
+
+    setting: Setting
+    speeds: Speeds | None
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What turns taken by two settings say; ratios are speeds of the winner over the other's."""
+
+    turn: figures.Ratio
+    prompt: figures.Ratio
+    generation: tuple[figures.Ratio, ...]
+
+    @property
+    def holds(self) -> bool:
+        """The turn is faster beyond doubt, and no part of it slower."""
+        parts = (self.prompt, *self.generation)
+        return self.turn.gain > 1 and all(part.value >= NOT_SLOWER for part in parts)
+
+
+# --- search ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What may be tried."""
+
+    cores: int
+    logical: int
+    repack: bool  # the self-check trusts it
+    kv: bool  # the heads can be quantized, and nobody has chosen a type
+    threads: bool = True
+
+    def along(self, best: Setting) -> Iterator[list[Setting]]:
+        """For each setting, the candidates other than `best`, the most telling first."""
+        flips: dict[FlashAttn, FlashAttn] = {"off": "on", "on": "off", "auto": "off"}
+        if best.kv == "f16":
+            yield [replace(best, flash_attn=flips[best.flash_attn])]
+        yield [replace(best, threads=n) for n in self._coarse(best.threads)]
+        if self.repack:
+            yield [replace(best, extra_bufts=not best.extra_bufts)]
+        yield [replace(best, n_batch=n) for n in (256, 128, 512) if n != best.n_batch]
+        if self.kv and best.kv == "f16":
+            yield [replace(best, kv="q8_0", flash_attn="on")]
+
+    def finer(self, best: Setting, tried: Sequence[int]) -> list[Setting]:
+        """Numbers of threads half-way from the best to its neighbours among those tried."""
+        below = max((n for n in tried if n < best.threads), default=best.threads)
+        above = min((n for n in tried if n > best.threads), default=best.threads)
+        halves = {(below + best.threads) // 2, (above + best.threads) // 2} - set(tried)
+        return [replace(best, threads=n) for n in sorted(halves)]
+
+    def _coarse(self, now: int) -> list[int]:
+        if not self.threads:
+            return []
+        sensible = {self.cores, max(self.cores // 2, 1), self.logical, max(self.cores - 1, 1)}
+        return sorted(sensible - {now}, reverse=True)
+
+
+def search(
+    starts: Sequence[Setting], space: Space, measure: Measure, clock: Clock, until: float
+) -> Generator[Tried, None, Setting]:
+    """The best setting found before `until`; every setting is measured once, the first twice.
+
+    Raises EngineError if not even the first works.
+    """
+    known: dict[Setting, Speeds | None] = {}
+    for setting in starts:
+        known[setting] = known.get(setting) or measure(setting)
+        yield Tried(setting, known[setting], False)
+    best = starts[0]
+    first, again = known[best], measure(best)
+    if first is None or again is None:
+        raise EngineError("This model cannot be measured with its own settings.", "qwq doctor")
+    noise = max(LEAST_NOISE, abs(first.turn_s / again.turn_s - 1))
+    known[best] = min(first, again, key=lambda speeds: speeds.turn_s)
+    best = _faster(best, starts, known, noise)
+
+    def attempt(candidates: Sequence[Setting]) -> Iterator[Tried]:
+        nonlocal best
+        for candidate in candidates:
+            if candidate in known or clock() > until:
+                continue
+            known[candidate] = measure(candidate)
+            before, best = best, _faster(best, [candidate], known, noise)
+            yield Tried(candidate, known[candidate], best != before)
+
+    for axis in range(len(list(space.along(best)))):
+        axes = list(space.along(best))
+        if axis < len(axes):
+            yield from attempt(axes[axis])
+    while finer := space.finer(best, [s.threads for s in known if _else_same(s, best)]):
+        before = len(known)
+        yield from attempt(finer)
+        if len(known) == before:
+            break
+    return best
+
+
+def _else_same(a: Setting, b: Setting) -> bool:
+    return replace(a, threads=b.threads) == b
+
+
+def _faster(
+    best: Setting, others: Sequence[Setting], known: dict[Setting, Speeds | None], noise: float
+) -> Setting:
+    """`best`, or one of `others` that is faster by more than noise and by what it costs."""
+    for other in others:
+        now, then = known[other], known[best]
+        if now is None or then is None:
+            continue
+        needed = KV_GAIN if other.kv != best.kv else noise
+        if then.turn_s / now.turn_s > 1 + needed:
+            best = other
+    return best
+
+
+# --- proof -------------------------------------------------------------------------------------
+
+
+def confirm(
+    winner: Setting, other: Setting, measure: Measure, clock: Clock, until: float
+) -> Proof | None:
+    """Let both take turns until the gain is proved or the time is over; None if one dies."""
+    pairs: list[tuple[Speeds, Speeds]] = []
+    least, most = ROUNDS
+    while len(pairs) < least or (len(pairs) < most and clock() < until):
+        order = (winner, other) if len(pairs) % 2 == 0 else (other, winner)
+        seen = {setting: measure(setting) for setting in order}
+        a, b = seen[winner], seen[other]
+        if a is None or b is None:
+            return None
+        pairs.append((a, b))
+        if len(pairs) >= least and (proof := _proof(pairs)).holds:
+            return proof
+    return _proof(pairs)
+
+
+def _proof(pairs: Sequence[tuple[Speeds, Speeds]]) -> Proof:
+    depths = range(len(pairs[0][0].generation))
+    return Proof(
+        turn=figures.paired_ratio([(b.turn_s, a.turn_s) for a, b in pairs]),
+        prompt=figures.paired_ratio([(a.prompt, b.prompt) for a, b in pairs]),
+        generation=tuple(
+            figures.paired_ratio([(a.generation[at], b.generation[at]) for a, b in pairs])
+            for at in depths
+        ),
+    )
+
+
+def explained(winner: Setting, other: Setting, proof: Proof, depths: Sequence[int]) -> str:
+    """`flash attention off, threads 4: +2 % prompt, +108 % at depth 2,048`: what, and its gain."""
+    changed = [
+        f"{NAMES[name]} {value}"
+        for name, value in words(winner).items()
+        if value != words(other)[name]
+    ]
+    gains = [f"{ratio.value - 1:+.0%} {where}" for where, ratio in parts(proof, depths).items()]
+    return f"{', '.join(changed)}: {', '.join(gains)}"
+
+
+def words(setting: Setting) -> dict[str, str]:
+    """Its values as a person types them."""
+    found = {field.name: getattr(setting, field.name) for field in fields(Setting)}
+    return {
+        **{name: str(value) for name, value in found.items()},
+        "extra_bufts": "on" if setting.extra_bufts else "off",
+    }
+
+
+def parts(proof: Proof, depths: Sequence[int]) -> dict[str, figures.Ratio]:
+    """The ratios by what they are of."""
+    places = [f"at depth {depth:,}" for depth in depths]
+    return {"prompt": proof.prompt, **dict(zip(places, proof.generation, strict=True))}
+
+
+# --- with real measurements --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end. `kept` is None if our own settings stay; `default` are llama.cpp's."""
+
+    kept: Tuned | None
+    best: Setting
+    default: Setting
+    over_own: Proof | None
+    over_default: Proof | None
+    depths: tuple[int, ...]
+    complete: bool = True
+
+
+Event: TypeAlias = "drill.Mix | Tried | Comparing | Outcome"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparing:
+    """The proof has begun: the winner against `other`."""
+
+    winner: Setting
+    other: Setting
+
+
+class Bench:
+    """Measures settings in children: one for each way to load the weights."""
+
+    def __init__(self, spec: EngineSpec, plan: Plan, info: ModelInfo, control: Control) -> None:
+        self._spec, self._plan, self._control = spec, plan, control
+        self._children: dict[bool, Child] = {}
+        self.mix = sized(plan, info)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self._children.values():
+            child.close()
+
+    def measure(self, setting: Setting) -> Speeds | None:
+        """None if the process died of it, or there is no memory for it."""
+        try:
+            child = self._child(setting.extra_bufts)
+            prompt_ns, depths_ns = child.mix(self.mix, setting.threads, setting.placement())
+        except NoRoom:
+            return None
+        except EngineError:
+            self._children.pop(setting.extra_bufts).close()
+            return None  # the next one gets a new child
+        prompt = self.mix.n_prompt / (prompt_ns / 1e9)
+        return Speeds(prompt, tuple(self.mix.n_gen / (ns / 1e9) for ns in depths_ns))
+
+    def _child(self, extra_bufts: bool) -> Child:
+        if extra_bufts not in self._children:
+            self._children[extra_bufts] = child = Child(self._control)
+            placement = self._plan.placement()
+            child.load(Path(self._spec.path), placement, extra_bufts, self._spec.rpc)
+        return self._children[extra_bufts]
+
+
+def sized(plan: Plan, info: ModelInfo) -> drill.Mix:
+    """A mix that takes a few seconds by what is predicted, and fits the model."""
+    speed = plan.predicted
+    prompt = int(PIECE_S * (speed.prompt_tps or PROMPT))
+    prompt = min(max(prompt // 32 * 32, 32), PROMPT)
+    n_gen = min(max(int(PIECE_S * (speed.generation_tps or 32)), 4), 32)
+    room = min(plan.n_ctx, info.n_ctx_train or plan.n_ctx) - n_gen - prompt - 1
+    depths = tuple(sorted({min(depth, room // 256 * 256) for depth in DEPTHS}))
+    return drill.Mix(prompt, n_gen, depths)
+
+
+def tune(
+    path: Path,
+    settings: Settings,
+    cache: Path,
+    control: Control,
+    budget_s: float = BUDGET_S,
+    clock: Clock = time.monotonic,
+) -> Iterator[Event]:
+    """Say what is measured, search, prove; ends with one `Outcome`. Keeps nothing itself.
+
+    Raises UsageError for a budget that is none, and what planning and loading raise.
+    """
+    if budget_s <= 0:
+        raise UsageError(f"A budget of {budget_s:g} s measures nothing.", "--budget 180")
+    began = clock()
+    info = read_file_header(path)
+    spec, _ = selfcheck.trusted(stock_spec(path, settings), cache)
+    with Probe(spec.rpc) as probe:
+        machine = hardware.probe(probe.devices)
+        if spec.device:
+            machine = hardware.chosen(machine, spec.device)
+        plan = planning.measured(path, info, machine, spec.want(), probe)
+    own, default = own_setting(plan, spec), default_setting(plan, spec)
+    space = Space(
+        cores=machine.cores,
+        logical=os.cpu_count() or machine.cores,
+        repack=spec.extra_bufts and free_bytes() > info.tensor_bytes * 5 // 4,
+        kv=settings.kv is None and info.head_dim_k % 32 == 0 and info.head_dim_v % 32 == 0,
+        threads=settings.threads is None,
+    )
+    best = own
+    with Bench(spec, plan, info, control) as bench:
+        yield bench.mix
+        try:
+            until = began + budget_s * SEARCH_SHARE
+            best = yield from search([own, default], space, bench.measure, clock, until)
+            over_own = None
+            if best != own:
+                yield Comparing(best, own)
+                over_own = confirm(best, own, bench.measure, clock, began + 0.8 * budget_s)
+            chosen = best if over_own and over_own.holds else own
+            over_default = None
+            if chosen != default:
+                yield Comparing(chosen, default)
+                over_default = confirm(chosen, default, bench.measure, clock, began + budget_s)
+        except Interrupted:
+            yield Outcome(None, best, default, None, None, bench.mix.depths, complete=False)
+            return
+        depths = bench.mix.depths
+    kept = _tuned(chosen, own, over_own, depths) if chosen != own and over_own else None
+    yield Outcome(kept, chosen, default, over_own, over_default, depths)
+
+
+def own_setting(plan: Plan, spec: EngineSpec) -> Setting:
+    """What we take without tuning."""
+    return Setting(plan.threads, plan.flash_attn, spec.extra_bufts, plan.n_batch, plan.type_k)
+
+
+def default_setting(plan: Plan, spec: EngineSpec) -> Setting:
+    """llama.cpp's own defaults, where they work: flash attention auto, micro-batches of 512."""
+    return Setting(plan.threads, "auto", spec.extra_bufts, 512, plan.type_k)
+
+
+def _tuned(best: Setting, own: Setting, proof: Proof, depths: Sequence[int]) -> Tuned:
+    """What differs from our own settings; the rest stays the plan's business."""
+    differ = {
+        field.name: getattr(best, field.name)
+        for field in fields(Setting)
+        if getattr(best, field.name) != getattr(own, field.name)
+    }
+    why = (explained(best, own, proof, depths),)
+    return Tuned(when=datetime.date.today().isoformat(), why=why, **differ)
