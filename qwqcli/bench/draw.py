@@ -187,7 +187,7 @@ def outcome_lines(outcome: tuning.Outcome) -> Iterator[str]:
         return
     if outcome.kept:
         yield f"Kept: {'; '.join(outcome.kept.why)} over qwq's own settings."
-    elif outcome.over_own:
+    elif not outcome.proved:
         yield "The fastest setting found is not faster beyond doubt: qwq keeps its own."
     else:
         yield "qwq's own settings are the fastest here."

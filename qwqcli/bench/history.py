@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from qwqcli.bench.report import Report, from_json, to_json
+from qwqcli import costs
+from qwqcli.bench.report import Report, Row, from_json, to_json
+from qwqcli.engine.selfcheck import fingerprint
 from qwqcli.errors import QwqError, UsageError
+from qwqcli.plan import Option, Plan, with_measurement
 
 
 def folder(data: Path) -> Path:
@@ -61,6 +66,50 @@ def find(data: Path, name: str) -> Report:
         many = "no run" if not found else f"{len(found)} runs"
         raise UsageError(f"There is {many} called '{name}'.", "qwq bench --history")
     return _read(found[0])
+
+
+def with_measured(found: Plan | Sequence[Option], data: Path) -> Plan | list[Option]:
+    """`found` with speeds that were measured here, where there are any, for what was predicted.
+
+    They count for the same model and quantization, build of llama.cpp, layers on the GPU and KV.
+    """
+    here = fingerprint()
+    reports = [report for report in listed(data)[0] if report.setup.engine_build == here]
+    if isinstance(found, Plan):
+        return _plan_with(found, reports)
+    return [
+        replace(option, plan=_plan_with(option.plan, reports)) if option.plan else option
+        for option in found
+    ]
+
+
+def _plan_with(plan: Plan, reports: Sequence[Report]) -> Plan:
+    """With the newest run that fits."""
+    for report in reversed(reports):
+        rows = [
+            row
+            for row in report.tests
+            if (row.n_gpu_layers, row.type_k) == (plan.gpu_layers, plan.type_k)
+        ]
+        thinking = thinking_tps(rows, min(costs.THOUGHT, plan.n_ctx) // 2)
+        name = f"{report.setup.model_name} {report.setup.quantization}".strip()
+        if thinking and name == plan.model:
+            prompts = [row.speed.mean for row in rows if row.n_prompt and not row.n_depth]
+            return with_measurement(plan, prompts[0] if prompts else None, thinking)
+    return plan
+
+
+def thinking_tps(rows: Sequence[Row], depth: int) -> float | None:
+    """Tokens per second at `depth`: on the line through the seconds per token that were measured.
+
+    A token's time grows by the same for every token of depth. None with less than two depths.
+    """
+    seen = sorted((r.n_depth + r.n_gen / 2, 1 / r.speed.mean) for r in rows if r.n_gen)
+    if len(seen) < 2 or seen[-1][0] - seen[0][0] < 256:
+        return None
+    (near, first), (far, last) = seen[0], seen[-1]
+    slope = max((last - first) / (far - near), 0.0)
+    return 1 / (first + slope * (depth - near))
 
 
 def _paths(data: Path) -> list[Path]:

@@ -128,8 +128,8 @@ def prepare(
         machine = hardware.probe(probe.devices)
         if spec.device:
             machine = hardware.chosen(machine, spec.device)
-        depths, said = _depths(info, machine, spec.want(), wanted)
-        what = tests(wanted.n_prompt, wanted.n_gen, depths)
+        deep, said = depths(info, machine, spec.want(), wanted)
+        what = tests(wanted.n_prompt, wanted.n_gen, deep)
         plan = planned(path, info, machine, spec.want(), what, probe)
     checksum = identity.sha256(path, info, cache)
     while True:
@@ -190,7 +190,7 @@ def deepest_fit(info: ModelInfo, machine: Machine, want: Want, rest: int, too_de
     return low * 256 if low >= 0 else -1
 
 
-def _depths(
+def depths(
     info: ModelInfo, machine: Machine, want: Want, wanted: Wanted
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The depths to measure at, and what the person should know of them."""

@@ -211,13 +211,13 @@ def to_line(report: Report) -> str:
     device = setup.gpu_info or setup.cpu_info
     threads = f", {report.tests[0].n_threads} threads" if report.tests else ""
     felt = report.felt
-    if felt and felt.thinking_ts and felt.cold_first_token_s is not None:
-        speeds.append(
-            f"thinking {felt.thinking_ts:.1f}, first token after {felt.cold_first_token_s:.2f} s"
-        )
+    if felt and felt.thinking_ts:
+        speeds.append(f"in a chat **{felt.thinking_ts:.1f}**")
+    first = felt.cold_first_token_s if felt else None
+    waited = f", first token after {first:.2f} s" if first is not None else ""
     name = f"{setup.model_name} {setup.quantization}".strip()
     where = f"{setup.placement}{threads}, llama-cpp-python {setup.engine}"
-    return f"{name} on {device} ({where}): {', '.join(speeds)} tokens/s"
+    return f"{name} on {device} ({where}): {', '.join(speeds)} tokens/s{waited}"
 
 
 def plus_minus(speed: figures.Summary) -> str:

@@ -38,7 +38,7 @@ from qwqcli.plan import Plan
 PROMPT, THOUGHT = 512, 3000  # tokens of the turn that is judged
 DEPTHS = (0, 2048, 8192)
 BUDGET_S = 180.0
-SEARCH_SHARE = 0.6  # of the budget; the rest is for the proof
+SEARCH_SHARE, PROOF_SHARE = 0.5, 0.8  # of the budget; the rest compares with llama.cpp's defaults
 LEAST_NOISE = 0.02  # no step is taken for less
 KV_GAIN = 0.10  # what a less precise KV cache must be faster by
 NOT_SLOWER = 0.98  # of the speed before, at anything that is judged
@@ -184,16 +184,12 @@ def search(
         axes = list(space.along(best))
         if axis < len(axes):
             yield from attempt(axes[axis])
-    while finer := space.finer(best, [s.threads for s in known if _else_same(s, best)]):
+    while finer := space.finer(best, [s.threads for s in known]):
         before = len(known)
         yield from attempt(finer)
         if len(known) == before:
             break
     return best
-
-
-def _else_same(a: Setting, b: Setting) -> bool:
-    return replace(a, threads=b.threads) == b
 
 
 def _faster(
@@ -216,19 +212,25 @@ def _faster(
 def confirm(
     winner: Setting, other: Setting, measure: Measure, clock: Clock, until: float
 ) -> Proof | None:
-    """Let both take turns until the gain is proved or the time is over; None if one dies."""
+    """Let both take turns until the gain is proved or the time is over.
+
+    None if one of them dies, or there is no time for two rounds.
+    """
     pairs: list[tuple[Speeds, Speeds]] = []
     least, most = ROUNDS
-    while len(pairs) < least or (len(pairs) < most and clock() < until):
+    cost = 0.0
+    while len(pairs) < most and clock() + cost <= until:
+        began = clock()
         order = (winner, other) if len(pairs) % 2 == 0 else (other, winner)
         seen = {setting: measure(setting) for setting in order}
         a, b = seen[winner], seen[other]
         if a is None or b is None:
             return None
         pairs.append((a, b))
+        cost = clock() - began
         if len(pairs) >= least and (proof := _proof(pairs)).holds:
             return proof
-    return _proof(pairs)
+    return _proof(pairs) if len(pairs) > 1 else None
 
 
 def _proof(pairs: Sequence[tuple[Speeds, Speeds]]) -> Proof:
@@ -282,6 +284,7 @@ class Outcome:
     over_own: Proof | None
     over_default: Proof | None
     depths: tuple[int, ...]
+    proved: bool = True  # False: something seemed faster, and that could not be proved
     complete: bool = True
 
 
@@ -382,7 +385,7 @@ def tune(
             over_own = None
             if best != own:
                 yield Comparing(best, own)
-                over_own = confirm(best, own, bench.measure, clock, began + 0.8 * budget_s)
+                over_own = confirm(best, own, bench.measure, clock, began + PROOF_SHARE * budget_s)
             chosen = best if over_own and over_own.holds else own
             over_default = None
             if chosen != default:
@@ -393,7 +396,7 @@ def tune(
             return
         depths = bench.mix.depths
     kept = _tuned(chosen, own, over_own, depths) if chosen != own and over_own else None
-    yield Outcome(kept, chosen, default, over_own, over_default, depths)
+    yield Outcome(kept, chosen, default, over_own, over_default, depths, chosen == best)
 
 
 def own_setting(plan: Plan, spec: EngineSpec) -> Setting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,7 +141,7 @@ def bench(
         draw.check_plot(save_plot)
     reports = []
     with interruptible(twice_leaves=True) as pressed:
-        for ref in _models(settings.model, quant):
+        for ref in _models(settings.model, quant, env.environ):
             job = _prepare(ref, replace(settings, model=ref.name), paths, wanted, no_tune, screen)
             reports.append(_run(job, pressed, screen))
             problem = kept.keep(reports[-1], paths.data) if reports[-1].tests else ""
@@ -187,7 +187,7 @@ def tune(
     cache = config.paths(env.environ).cache
     screen = Screen(env.stdout, env.stderr, env.environ)
     settings = settings_of(ctx)
-    ref = catalog.resolve(settings.model)
+    ref = catalog.resolve(settings.model, env.environ)
     if reset:
         forgotten = tuned.forget(ref.path, cache)
         said = "qwq's own settings are back" if forgotten else "Nothing was kept"
@@ -266,26 +266,26 @@ def _counts(text: str | None, option: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(word) for word in words))
 
 
-def _models(model: str, quant: str | None) -> Iterator[ModelRef]:
+def _models(model: str, quant: str | None, environ: Mapping[str, str]) -> Iterator[ModelRef]:
     """The models to measure, in the order they were named. Raises UsageError, with the pull."""
     from qwqcli import catalog, quants
 
     if quant is None:
-        yield catalog.resolve(model)
+        yield catalog.resolve(model, environ)
         return
     names = [name.strip().lower() for name in quant.split(",") if name.strip()]
     for name in names:
         if name not in quants.BY_NAME:
             near = config.nearest(name, quants.BY_NAME)
             raise UsageError(f"There is no quantization called '{name}'.", f"--quant {near}")
-    yield from [_on_disk(name) for name in names]
+    yield from [_on_disk(name, environ) for name in names]
 
 
-def _on_disk(name: str) -> ModelRef:
+def _on_disk(name: str, environ: Mapping[str, str]) -> ModelRef:
     from qwqcli import catalog
 
     try:
-        return catalog.resolve(name)
+        return catalog.resolve(name, environ)
     except UsageError as error:
         raise UsageError(error.message, f"qwq pull {name}") from error
 

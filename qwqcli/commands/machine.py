@@ -47,13 +47,16 @@ def plan(
 
     Nothing is downloaded; the hub is asked for sizes where it answers within seconds.
     """
-    from qwqcli import planning, tables
+    from qwqcli import config, planning, tables
+    from qwqcli.bench import history
 
     env: Env = ctx.obj
     want = planning.wish(ctx_tokens, kv, flash_attn, prefer, gpu_layers, threads, margin)
     asked = planning.Asked(model, want, machine, vram, ram, rpc, device, offline, source)
-    found = planning.answer(asked, env.environ)
-    tables.show_answer(*found, Output(env.stdout, env.environ), as_json=json)
+    there, found = planning.answer(asked, env.environ)
+    if asked.here:
+        found = history.with_measured(found, config.paths(env.environ).data)
+    tables.show_answer(there, found, Output(env.stdout, env.environ), as_json=json)
 
 
 @app.command()
