@@ -48,6 +48,7 @@ class ScriptedEngine:
     sampling: list[Sampling] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
     thinking: list[bool] = field(default_factory=list)
+    prepared: list[list[Message]] = field(default_factory=list)
     closed: int = 0
 
     def info(self) -> EngineInfo:
@@ -55,6 +56,10 @@ class ScriptedEngine:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(message.content.split()) for message in messages)
+
+    def prepare(self, messages: Sequence[Message]) -> bool:
+        self.prepared.append(list(messages))
+        return True
 
     def close(self) -> None:
         self.closed += 1

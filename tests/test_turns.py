@@ -346,3 +346,14 @@ def test_messages_of_a_resumed_session(store: Store) -> None:
         Message("assistant", "1", "hmm"),
         Message("user", "two"),
     ]
+
+
+def test_engine_prepares_for_what_comes_next() -> None:
+    """Before each prompt the engine learns what a question would follow, also after commands."""
+    table = Table(*REPLIES)
+    table.type("one", "two", "/undo", "three", "/edit", "four", "/clear", "/system Be brief.", "x")
+    engine = table.engines[0]
+    for sent in engine.sent:
+        assert sent[:-1] in engine.prepared
+    assert [m.content for m in engine.prepared[5]] == ["one", "1"]
+    assert [m.content for m in engine.prepared[-2]] == ["Be brief."]

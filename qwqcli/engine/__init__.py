@@ -109,6 +109,14 @@ class Engine(Protocol):
         """
         ...
 
+    def prepare(self, messages: Sequence[Message]) -> bool:
+        """Use the time until the next request: process what any question after `messages` needs.
+
+        Changes no reply, only how soon it comes. False if it is not done yet, but goes on behind
+        the caller's back. Whatever goes wrong is said by the next request.
+        """
+        ...
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the rendered prompt of `messages`."""
         ...

@@ -1,7 +1,8 @@
 """The decode loop: a conversation in, thought and answer out, on a model in this process.
 
 Contract: `Engine` of qwqcli.engine. The KV cache always holds exactly the tokens in `_cached`; each
-call reuses the longest common prefix of those and the new prompt. Bytes come out of tokens, so
+call reuses the longest common prefix of those and the new prompt. What the next prompt begins with
+whatever is asked is brought there while the person reads (`prepare`). Bytes come out of tokens, so
 text passes an incremental UTF-8 decoder, then the splitter, then leaves as events.
 Not here: what happens when native code dies (process.py), and which settings are safe
 (selfcheck.py).
@@ -55,6 +56,11 @@ from qwqcli.template import DEFAULT, ChatTemplate, starts_in_thought
 # "may be used internally, but should never be interchanged" (The Unicode Standard, 23.7).
 _BREAK = "\ufdd0"
 
+# Questions so unlike each other that what their prompts have in common, every prompt has. A first
+# letter, digit, blank or line end may each merge with what the template writes before it.
+_PROBES = ("a", "1", " x", "\n\ny", "你", "_")
+IDLE_BATCH = 64  # tokens; a question waits for no more than these where a GPU can't be interrupted
+
 
 class LlamaEngine:
     """A loaded model that answers conversations in this process; see `Engine`."""
@@ -101,7 +107,32 @@ class LlamaEngine:
 
     def abort(self) -> None:
         """Wake a decode that is under way in another thread, so that `control` is asked again."""
-        self._context.abort()
+        if not self._model.forgets:  # half a batch could not be cut off
+            self._context.abort()
+
+    def prepare(self, messages: Sequence[Message], control: Control = never) -> bool:
+        """See `Engine`. Returns when all is done, or False when `control` stopped it."""
+        lasting = self._lasting(messages)
+        if len(lasting) >= self._context.n_ctx:
+            return True  # no question will fit, and the next one is told so
+        if self._cached[: len(lasting)] == lasting and not self._model.forgets:
+            return True  # what follows stays, for a stopped thought may be asked for its answer
+        self._reuse(lasting)
+        for tokens in _evenly(lasting[len(self._cached) :], IDLE_BATCH):
+            if control() == Order.STOP or not self._decode(tokens, control):
+                return False
+        return True
+
+    def _lasting(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens that a prompt after `messages` begins with, whatever is asked."""
+        prompts = (
+            self._tokenize("".join(self._render([*messages, Message("user", probe)], True)))
+            for probe in _PROBES
+        )
+        lasting = next(prompts)
+        for prompt in prompts:
+            del lasting[_common_prefix(lasting, prompt) :]
+        return lasting
 
     def close(self) -> None:
         self._context.close()
@@ -120,7 +151,9 @@ class LlamaEngine:
         rendered, begun = self._render(messages, thinking)
         prompt = self._tokenize(rendered + begun)
         self._check_room(len(prompt))
-        reused = self._reuse(prompt)
+        # The last token's logits are where the reply starts, and one alone would round otherwise
+        # (see `_evenly`): the same question would be answered in other words the second time.
+        reused = self._reuse(prompt[:-2])
         complete = yield from self._process(prompt, control)
         clock.prompt_done()
         reply = _Reply(_splitter(rendered, begun.replace(_BREAK, "")), clock)
@@ -185,9 +218,8 @@ class LlamaEngine:
 
     def _process(self, prompt: list[int], control: Control) -> Generator[Event, None, bool]:
         """Bring the rest of `prompt` into the cache, a batch at a time; False if stopped."""
-        size = self._context.n_batch
-        for at in range(len(self._cached), len(prompt), size):
-            if control() == Order.STOP or not self._decode(prompt[at : at + size], control):
+        for tokens in _evenly(prompt[len(self._cached) :], self._context.n_batch):
+            if control() == Order.STOP or not self._decode(tokens, control):
                 return False
             yield Prompting(len(self._cached), len(prompt))
         return True
@@ -202,10 +234,9 @@ class LlamaEngine:
         self._cached += tokens
         return True
 
-    def _reuse(self, prompt: list[int]) -> int:
-        """Cut the cache to what it shares with `prompt`; returns the number of tokens kept."""
-        # one token must be left to decode: its logits are where the reply starts
-        shared = min(_common_prefix(self._cached, prompt), len(prompt) - 1)
+    def _reuse(self, tokens: list[int]) -> int:
+        """Cut the cache to what it shares with `tokens`; returns the number of tokens kept."""
+        shared = _common_prefix(self._cached, tokens)
         if shared < len(self._cached) and (self._model.forgets or not self._context.cut(shared)):
             self._context.clear()
             shared = 0
@@ -425,6 +456,18 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         if x != y:
             return index
     return min(len(a), len(b))
+
+
+def _evenly(tokens: list[int], most: int) -> Iterator[list[int]]:
+    """`tokens` in pieces of about one size.
+
+    One token left alone would be decoded by other code of llama.cpp, whose sums round otherwise:
+    on a CPU two tokens or more give the same logits in whatever batches, one does not.
+    """
+    pieces = -(-len(tokens) // most)
+    size = -(-len(tokens) // max(pieces, 1))
+    for at in range(0, len(tokens), max(size, 1)):
+        yield tokens[at : at + size]
 
 
 def _round_up(value: int, step: int) -> int:

@@ -336,6 +336,11 @@ class Context:
     def clear(self) -> None:
         lib.llama_memory_clear(self._memory, True)
 
+    @property
+    def length(self) -> int:
+        """Tokens in the cache, as llama.cpp counts them."""
+        return int(lib.llama_memory_seq_pos_max(self._memory, 0)) + 1
+
     def synchronize(self) -> None:
         """Wait for what a GPU still computes."""
         lib.llama_synchronize(self._context)

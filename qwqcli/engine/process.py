@@ -93,7 +93,7 @@ class ProcessEngine:
         self._spec, self._cache, self._patience_s = spec, cache, patience_s
         self._wished, self._failed = spec, False  # the load ended in an error of ours
         self._info: EngineInfo | None = None
-        self._last_id = 0
+        self._last_id = self._prepares = 0
         self._unsaid: list[Event] = []  # came while nobody was listening
         self._child = _Child(spec, cache, patience_s)
 
@@ -109,6 +109,18 @@ class ProcessEngine:
     def pid(self) -> int:
         """The child's process id."""
         return self._child.pid
+
+    def prepare(self, messages: Sequence[Message]) -> bool:
+        """See `Engine`. Returns at once; the child may still be loading."""
+        self._prepares += 1
+        with contextlib.suppress(Died):  # said when the next request finds it out
+            self._child.send(wire.Prepare(self._prepares, tuple(messages)))
+        return False
+
+    @property
+    def prepared(self) -> bool:
+        """Whether all is done that `prepare` was last asked for."""
+        return self._child.prepared == self._prepares
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         self.info()
@@ -264,6 +276,7 @@ class _Child:
 
     def __init__(self, spec: EngineSpec, cache: Path, patience_s: float) -> None:
         self._patience_s, self._hangs = patience_s, False
+        self.prepared = 0  # the id of the last `Prepare` that is done
         # its stderr, off the person's screen
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
         self._process = subprocess.Popen(
@@ -356,7 +369,11 @@ class _Child:
         # a child that dies may leave half a line, which is no value
         with contextlib.suppress(ValueError):
             for line in self._process.stdout:
-                self._values.put(wire.decode(line))
+                value = wire.decode(line)
+                if isinstance(value, wire.Prepared):
+                    self.prepared = value.id
+                else:
+                    self._values.put(value)
         self._values.put(None)
 
     def _death(self) -> Died:

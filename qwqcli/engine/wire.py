@@ -48,6 +48,24 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Parent: while there is nothing else to do, get ready for a question after these messages.
+
+    Replaces an earlier one, and is dropped by `Ask`.
+    """
+
+    id: int
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Child: `Prepare` is done. It may come between any two other lines."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Count:
     """Parent: how many tokens is the rendered prompt of these messages?"""
 
@@ -98,7 +116,8 @@ class Failed:
 _TYPES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        *(Load, Ask, Count, Give, Ready, Counted, Failed, EngineInfo, EngineSpec),
+        *(Load, Ask, Prepare, Prepared, Count, Give, Ready, Counted, Failed),
+        *(EngineInfo, EngineSpec),
         *(Message, Sampling, Budget, Stats),
         *(Loading, Prompting, Room, Reasoning, Answer, Notice, Done),
     )

@@ -2,11 +2,12 @@
 
 Run as `python -m qwqcli.engine.worker`. When stdin ends, the parent is gone and so is the worker,
 at once, even in the middle of a load. A reader thread takes requests in, so that an order is seen
-while native code runs.
+while native code runs. What a next question will need is prepared while nothing else is asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
@@ -33,6 +34,7 @@ class Worker:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._orders = {Order.STOP: 0, Order.ANSWER: 0}  # the highest request id that got each
         self._engine: Any = None
+        self._idle_work: wire.Prepare | None = None
         self._last_progress = 0.0
 
     def serve(self) -> None:
@@ -44,7 +46,29 @@ class Worker:
             self._say(wire.Failed.of(error))
             return
         while True:
-            self._answer(self._queue.get())
+            if self._idle_work and self._queue.empty():
+                self._prepare(self._idle_work)
+            else:
+                self._take(self._queue.get())
+
+    def _take(self, request: Any) -> None:
+        if isinstance(request, wire.Prepare):
+            self._idle_work = request
+            return
+        if isinstance(request, wire.Ask):
+            self._idle_work = None
+        self._answer(request)
+
+    def _prepare(self, work: wire.Prepare) -> None:
+        """Get on with `work` until a request comes; what fails is left for the next question."""
+        with contextlib.suppress(QwqError):
+            if not self._engine.prepare(work.messages, self._wanted):
+                return
+        self._idle_work = None
+        self._say(wire.Prepared(work.id))
+
+    def _wanted(self) -> Order:
+        return Order.GO_ON if self._queue.empty() else Order.STOP
 
     def _load(self, load: wire.Load) -> None:
         spec, notices = selfcheck.trusted(load.spec, Path(load.cache))
@@ -90,6 +114,8 @@ class Worker:
                     self._engine.abort()
             else:
                 self._queue.put(request)
+                if self._idle_work:
+                    self._engine.abort()
         os._exit(0)  # the parent has closed us, or has died; native code may be anywhere
 
     def _progress(self, done: float) -> bool:

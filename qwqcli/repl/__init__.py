@@ -136,6 +136,7 @@ def converse(chat: Chat) -> None:
     interrupted = float("-inf")
     while not chat.leaving:
         draft, chat.draft = chat.draft, ""
+        chat.prepare()
         try:
             line = chat.prompt.read(draft)
         except EOFError:

@@ -126,6 +126,11 @@ class Chat:
 
     # --- what is said --------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Let the engine get ready for the next question while the person reads and types."""
+        at = self.edited.parent if self.edited else self.talk.head
+        self.engine.prepare(self.talk.at(at).messages(self.settings.system))
+
     def ask(self, question: str, attachments: Sequence[Attachment] = ()) -> None:
         """Ask a new question, with what was attached before. Raises the engine's errors."""
         parent = self.edited.parent if self.edited else self.talk.head
