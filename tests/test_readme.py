@@ -26,6 +26,7 @@ COMMANDS = [line[2:] for block in BLOCKS for line in block.splitlines() if line.
 def test_commands_run_as_written(command: str, tmp_path: Path, cache: Path) -> None:
     """Each command of README ends well, typed as it stands there."""
     (tmp_path / "notes.txt").write_text("Buy milk.\n")
+    (tmp_path / "notes-long.txt").write_text("Buy milk, bread and 12 eggs.\n" * 200)
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "qwq").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qwqcli "$@"\n')

@@ -62,7 +62,7 @@ OWNERS = {
     "markdown_it": {"markdown"},
     "huggingface_hub": {"hub.sources"},
     "filelock": {"hub.store"},
-    "numpy": {"engine.native"},
+    "numpy": {"engine.native", "engine.perplexity"},
     "sqlite3": {"sessions"},
     "psutil": {"bench.watch"},
     "plotille": {"bench.draw"},

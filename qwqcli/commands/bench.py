@@ -107,6 +107,15 @@ def bench(
         bool, typer.Option("--fresh", help="For a suite: do not go on with one that was stopped.")
     ] = False,
     run_code: RunCode = False,
+    perplexity: Annotated[
+        Path | None, typer.Option("--perplexity", help="How well a text file is predicted.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="KL divergence from this model, with it.")
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option("--windows", min=1, help="Of the text, at most.")
+    ] = None,
 ) -> None:
     """Measure how fast a model is here, as llama-bench does, and as a person feels it.
 
@@ -135,6 +144,9 @@ def bench(
         draw.show_comparison(first, second, sides(first, second, force=force), screen.out)
         return
     settings = settings_of(ctx)
+    if perplexity:
+        code = suites.bench_perplexity(env, settings, perplexity, against, windows, as_json=json)
+        raise typer.Exit(code)
     wanted = _wanted(n_prompt, n_gen, n_depth, repetitions, quick, no_chat)
     measure.check(wanted)
     if save_plot:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from qwqcli.messages import Order
 from qwqcli.terminal import Output, Screen, StatusLine
 
 if TYPE_CHECKING:
+    from qwqcli.engine.perplexity import Progress, Result
     from qwqcli.suite import Outcome
     from qwqcli.suite.journal import Journal
     from qwqcli.suite.run import Wanted
@@ -67,6 +69,58 @@ def bench_suite(env: Env, settings: config.Settings, options: Options) -> int:
     else:
         book.remove()
     return 0
+
+
+def bench_perplexity(
+    env: Env,
+    settings: config.Settings,
+    text: Path,
+    against: str | None,
+    windows: int | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Measure perplexity, and KL divergence from another model; returns the exit code."""
+    from qwqcli.engine import perplexity
+    from qwqcli.engine.process import stock_spec
+    from qwqcli.inputs import read_file
+    from qwqcli.suite import draw
+
+    read_file(text)  # says what is wrong with it before a model is loaded
+    screen = Screen(env.stdout, env.stderr, env.environ)
+    names = [settings.model, *([against] if against else [])]
+    refs = [check_model(replace(settings, model=name), True, env.environ) for name in names]
+    specs = [stock_spec(ref.path, settings) for ref in refs]
+    with interruptible(twice_leaves=True) as pressed:
+        steps = perplexity.measure(
+            specs[0],
+            text,
+            config.paths(env.environ).cache,
+            n_ctx=settings.ctx or perplexity.WINDOW,
+            windows=windows,
+            base=specs[1] if against else None,
+            stop=pressed,
+        )
+        result = _watched(steps, StatusLine(screen.err, screen.clock))
+    if result is None:
+        return INTERRUPTED
+    draw.show_perplexity([ref.name for ref in refs], text.name, result, screen.out, as_json=as_json)
+    return 0
+
+
+def _watched(steps: Generator[Progress, None, Result | None], status: StatusLine) -> Result | None:
+    """What `steps` returns, with a live row while it goes on."""
+    with contextlib.closing(steps):
+        while True:
+            try:
+                at = next(steps)
+            except StopIteration as end:
+                result: Result | None = end.value
+                return result
+            finally:
+                status.clear()
+            done = f"{at.done} of {at.total} windows"
+            status.show([done, f"perplexity {at.sums.perplexity:.4f}"])
 
 
 def _wanted(environ: Mapping[str, str], settings: config.Settings, options: Options) -> Wanted:

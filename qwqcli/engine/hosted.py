@@ -50,6 +50,11 @@ def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
     Raises UsageError for wishes that cannot work, NoRoom if nothing fits or memory was refused too
     often, OutOfMemory if memory that seemed free was refused.
     """
+    return PlannedEngine(spec, planned(spec), progress)
+
+
+def planned(spec: EngineSpec) -> Plan:
+    """The plan for this machine as it is now; see `load` for what it raises."""
     if spec.rpc:
         native.add_rpc_devices(spec.rpc)
     info = read_file_header(Path(spec.path))
@@ -60,7 +65,13 @@ def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
     machine = squeezed(info, machine, want, spec.squeeze)
     if spec.squeeze > RETRIES:
         raise refused(info, machine, want, spec.squeeze)
-    return PlannedEngine(spec, _plan(spec, info, machine, want), progress)
+    return _plan(spec, info, machine, want)
+
+
+def placement(spec: EngineSpec, *, n_ctx: int, n_outputs: int) -> native.Placement:
+    """Where a plan puts the model, for a context and as many outputs as are wanted."""
+    values = planned(replace(spec, n_ctx=n_ctx)).placement()
+    return native.Placement(**{**values, "n_ctx": n_ctx, "n_outputs": n_outputs})
 
 
 def _plan(spec: EngineSpec, info: ModelInfo, machine: Machine, want: Want) -> Plan:

@@ -141,6 +141,7 @@ class Placement:
     mmap: bool = True  # False: weights are read; Metal would count a mapped file whole
     yarn_factor: float = 0.0  # 0: no rope scaling beyond the file's own
     yarn_original_context: int = 0
+    n_outputs: int = 1  # positions of a batch whose logits can be read
 
 
 class Model:
@@ -324,6 +325,36 @@ class Context:
             values = (ctypes.c_float * self._n_vocab).from_address(address)
             self._logits[address] = np.frombuffer(memoryview(values), np.float32)
         return self._logits[address]
+
+    def decode_all(self, tokens: Sequence[int], first: int) -> NDArray[np.float32]:
+        """Append `tokens`; the logits from position `first` on, shape (positions, vocabulary).
+
+        The placement must have `n_outputs` for as many positions. Raises EngineError.
+        """
+        for at in range(0, first, self.n_batch):
+            self.decode(tokens[at : min(at + self.n_batch, first)])
+        pieces = [
+            self._decode_outputs(tokens[at : at + self.n_batch], at)
+            for at in range(first, len(tokens), self.n_batch)
+        ]
+        return np.concatenate(pieces)
+
+    def _decode_outputs(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
+        """Decode a batch that begins at position `start`; a copy of the logits of all of it."""
+        count = len(tokens)
+        batch = lib.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for at, token in enumerate(tokens):
+                batch.token[at], batch.pos[at], batch.logits[at] = token, start + at, 1
+                batch.n_seq_id[at], batch.seq_id[at][0] = 1, 0
+            code = lib.llama_decode(self._context, batch)
+        finally:
+            lib.llama_batch_free(batch)
+        if code:
+            raise EngineError(f"llama.cpp failed to decode (code {code}): {_last_error()}")
+        values = np.ctypeslib.as_array(lib.llama_get_logits(self._context), (count, self._n_vocab))
+        return np.array(values, np.float32)  # the next decode writes over it
 
     def penalise(self, tokens: list[int], penalty: float) -> None:
         """Lower the logits of `tokens` at the last decoded position, before a token is drawn."""
@@ -586,9 +617,9 @@ def place_cache(params: Any, placement: Placement) -> None:
     params.flash_attn_type = _FLASH_ATTN[placement.flash_attn]
     params.type_k = _GGML_TYPES[placement.type_k]
     params.type_v = _GGML_TYPES[placement.type_v]
-    # Only the last position's logits are ever read. The default keeps room for n_batch of them in
+    # A reply reads only the last position's logits. The default keeps room for n_batch of them in
     # the compute buffer: 297 MiB with QwQ's vocabulary.
-    params.n_outputs_max = 1
+    params.n_outputs_max = placement.n_outputs
     if placement.yarn_factor:
         params.rope_scaling_type = 2  # LLAMA_ROPE_SCALING_TYPE_YARN
         params.rope_freq_scale = 1 / placement.yarn_factor

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from qwqcli.engine.perplexity import Result
 from qwqcli.suite import Outcome, Setup
 from qwqcli.suite.journal import Journal
 from qwqcli.suite.score import Score, by_prompt, by_setup, change, score
@@ -138,6 +139,28 @@ def scores_object(about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict
 
 def _plain(found: Score) -> dict[str, Any]:
     return {**asdict(found), "share": found.share, "thoughts": dict(found.thoughts)}
+
+
+def show_perplexity(
+    names: Sequence[str], text: str, result: Result, out: Output, *, as_json: bool
+) -> None:
+    """Perplexity of the model, and beside the base its KL divergence, with standard errors."""
+    model, base = result.model, result.base
+    if as_json:
+        about = {"model": names[0], "against": names[1] if base else None, "text": text}
+        known = {"perplexity": asdict(model), "against_perplexity": asdict(base) if base else None}
+        write_json({**about, **known}, out)
+        return
+    windows = f"{model.windows} window{'' if model.windows == 1 else 's'}"
+    out.write(f"{model.scored:,} tokens scored in {windows} of {visible(text)}\n")
+    for name, sums in zip(names, (model, base), strict=False):
+        if sums:
+            ppl = f"{sums.perplexity:.4f} ± {sums.perplexity_plus_minus:.4f}"
+            out.write(f"Perplexity of {visible(name)}: {ppl}\n")
+    if model.kl_divergence is not None and base:
+        out.write(f"KL divergence from {visible(names[1])}: {model.kl_divergence:.6f}")
+        out.write(f" ± {model.kl_plus_minus:.6f}\n")
+        out.write(f"Same likeliest token: {model.same_top:.2%}\n")
 
 
 def show_runs(journals: Sequence[Journal], out: Output) -> None:
