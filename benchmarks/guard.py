@@ -1,7 +1,7 @@
 """How often the loop guard cries wolf on long honest text, and how soon it sees a real loop.
 
     python benchmarks/guard.py                  # false alarms, then loops made up from rules
-    python benchmarks/guard.py --loops          # greedy replies of SmolLM2 and the built-in model
+    python benchmarks/guard.py --loops          # greedy thoughts of SmolLM2 and the built-in model
 
 Honest text is what this machine has: Python's library, the installed packages and their licences,
 manual pages in English and Chinese, and tables and arithmetic written by rule, as a thought could
@@ -30,7 +30,8 @@ from qwqcli.builtin.training import data
 from qwqcli.engine import EngineSpec
 from qwqcli.engine.llama import LlamaEngine
 from qwqcli.guard import Guard
-from qwqcli.messages import Answer, Message, Reasoning, Sampling
+from qwqcli.messages import Budget, Done, Message, Notice, Reasoning, Sampling
+from qwqcli.template import DEFAULT, ChatTemplate
 
 SHORTEST, LONGEST = 4_000, 120_000
 PIECE = 4  # characters fed at once, about a token
@@ -242,37 +243,47 @@ BEYOND = (
 
 
 def real_loops() -> None:
-    """Greedy replies, which loop: does the guard speak, and how late, and does it where none is?"""
-    for name, path, questions, n_ctx in (
-        ("SmolLM2-135M-Instruct", smollm(), QUESTIONS, 4_096),
-        ("the built-in model beyond its range", model_path(), BEYOND, 4_096),
+    """Greedy thoughts, which loop: does the guard speak, how late, and what comes of it?
+
+    SmolLM2 does not think by itself; a template that opens a thought makes it.
+    """
+    for name, path, questions in (
+        ("SmolLM2-135M-Instruct", smollm(), QUESTIONS),
+        ("the built-in model beyond its range", model_path(), BEYOND),
     ):
-        engine = LlamaEngine(EngineSpec(str(path), n_ctx=n_ctx, threads=1))
+        engine = LlamaEngine(EngineSpec(str(path), n_ctx=3_072, threads=1))
+        engine._template = ChatTemplate(DEFAULT + "<think>\n")
         for question in questions:
-            for temperature in (0.0, 0.3):
-                _reply(name, engine, question, temperature)
+            _thought(name, engine, question)
         engine.close()
 
 
-def _reply(name: str, engine: LlamaEngine, question: str, temperature: float) -> None:
-    sampling = Sampling(temperature=temperature, seed=1)
-    guard, text, heard, tokens = Guard(), "", [], 0
-    starts: list[int] = []  # where in the text each token begins
-    for event in engine.stream([Message("user", question)], sampling):
-        if isinstance(event, Reasoning | Answer):
+def _thought(name: str, engine: LlamaEngine, question: str) -> None:
+    text, starts, notices = "", [], []  # where each token begins; what was noticed and when
+    end = None
+    budget = Budget(reserve=256, guard=True)
+    sampling = Sampling(temperature=0.0, seed=1)
+    for event in engine.stream([Message("user", question)], sampling, budget=budget):
+        if isinstance(event, Reasoning) and not event.end:
             starts.append(len(text))
-            text, tokens = text + event.text, tokens + 1
-            if guard.feed(event.text):
-                heard.append(tokens)
+            text += event.text
+        elif isinstance(event, Notice):
+            notices.append((len(starts), len(text)))
+        elif isinstance(event, Done):
+            end = event.thought_end
+    heard, at = notices[0] if notices else (len(starts), len(text))
+    begins, loops = _loop(text[:at], starts)
+    late = f", noticed {heard - begins:,} tokens later" if notices else ", not noticed"
+    what = f"loops from token {begins:,}{late}" if loops else f"no loop, {len(notices)} notices"
+    print(f"{name}, {len(starts):,} tokens: {what}, ended: {end}: {question[:40]}", flush=True)
+
+
+def _loop(text: str, starts: list[int]) -> tuple[int, bool]:
+    """The token where the circle that `text` ends in was begun, and whether it is one."""
     plain = re.sub(r"\d+", lambda match: "0" * len(match.group()), text)
-    end = plain[-80:]
-    loops = plain[-6_000:].count(end) >= 4
-    begins = next((n for n, at in enumerate(starts) if at >= plain.find(end)), 0)
-    late = f"heard after {heard[0] - begins:,}" if heard and loops else "not heard"
-    what = f"loops from token {begins:,}, {late}" if loops else f"no loop, alarms: {heard}"
-    print(
-        f"{name}, temperature {temperature}, {tokens:,} tokens: {what}: {question[:40]}", flush=True
-    )
+    end = plain[-60:]
+    first = plain.find(end)
+    return sum(at < first for at in starts), plain.count(end) >= 4
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from qwqcli.messages import (
     ThoughtEnd,
 )
 from qwqcli.reasoning import Splitter
+from qwqcli.template import DEFAULT, ChatTemplate
 
 GREEDY = Sampling(temperature=0, max_tokens=400)
 SUM = [Message("user", "What is 47 + 86?")]
@@ -159,6 +160,44 @@ def test_no_thought_nothing_happens(smollm_spec: EngineSpec) -> None:
     assert answer(plain) == answer(steered)
     assert done(steered).thought_end is None
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def thinking_smol(smollm_spec: EngineSpec) -> Iterator[LlamaEngine]:
+    """SmolLM2 with a template that opens a thought, in a vocabulary that knows no such tags."""
+    engine = LlamaEngine(smollm_spec)
+    engine._template = ChatTemplate(DEFAULT + "<think>\n")
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_vocabulary_will_do(thinking_smol: LlamaEngine, seed: int) -> None:
+    """Where `</think>` is many tokens, an answer comes all the same, from a cache that is right."""
+    chosen = random.Random(seed)
+    order = after(chosen.randrange(2, 60))
+    sampling = Sampling(seed=seed, max_tokens=220)
+    question = [Message("user", chosen.choice(["Tell me of the sea.", "你好，介绍一下你自己。"]))]
+    events = list(thinking_smol.stream(question, sampling, order))
+    assert done(events).thought_end == "answer_now"
+    assert answer(events).strip()
+    assert "think>" not in thought(events) + answer(events)
+    again = list(thinking_smol.stream(question, replace(sampling, max_tokens=1)))
+    assert done(again).stats.reused_tokens == done(again).stats.prompt_tokens - 1
+    cached = thinking_smol._cached
+    said = thinking_smol._tokenize("".join(thinking_smol._render(question, True)))
+    assert cached[: len(said)] == said
+
+
+@pytest.mark.slow
+def test_a_real_loop_is_ended(thinking_smol: LlamaEngine) -> None:
+    """SmolLM2 really loops when it is decoded greedily; the guard brings it to an answer."""
+    story = [Message("user", "Tell me a very long story about a lighthouse.")]
+    budget = Budget(reserve=200, guard=True)
+    events = list(thinking_smol.stream(story, replace(GREEDY, max_tokens=None), budget=budget))
+    assert any(isinstance(e, Notice) for e in events)
+    assert done(events).thought_end in ("loop", "context")
+    assert answer(events).strip()
 
 
 def test_budget_of_tokens(either: Engine) -> None:
