@@ -222,7 +222,7 @@ def test_budget_and_no_thinking(start: Start) -> None:
     terminal.keys("/think off\r")
     terminal.see("No thinking: replies begin with the answer.")
     terminal.keys("/think on\r")
-    terminal.see(lambda rows: "".join(rows).count("Budget auto") == 2)
+    terminal.see(lambda rows: "".join(rows).count("Budget 90s") == 2)
     terminal.keys("/budget lots\r")
     terminal.see("'lots' is not a budget")
 

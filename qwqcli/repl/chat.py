@@ -68,6 +68,7 @@ class Chat:
         self.edited: Turn | None = None  # whose place the next question takes
         self.draft = ""  # what the next prompt begins with
         self.stats_shown = False
+        self.kept_budget = settings.think_budget if settings.thinks else "auto"  # for /think on
         self.leaving = False
         self.exit_code = 0  # of the last error, for those who chat through a pipe
         self.engine = engine

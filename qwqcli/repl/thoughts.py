@@ -27,7 +27,7 @@ def think(chat: Chat, argument: str) -> None:
     elif argument == "off":
         set_budget(chat, "0")
     elif argument == "on":
-        set_budget(chat, chat.settings.think_budget if chat.settings.thinks else "auto")
+        set_budget(chat, chat.kept_budget)
     elif argument and not argument.isdecimal():
         raise QwqError(f"/think knows no '{argument}'.", f"/think N|{'|'.join(THINK_VALUES)}")
     else:
@@ -66,6 +66,7 @@ def set_budget(chat: Chat, argument: str) -> None:
     if argument:
         budget.parse(argument)
         chat.settings = replace(chat.settings, think_budget=argument)
+        chat.kept_budget = argument if chat.settings.thinks else chat.kept_budget
     text = chat.settings.think_budget
     chat.say(
         f"Budget {text}: {budget.describe(text)}" if chat.settings.thinks else budget.describe(text)
