@@ -11,6 +11,7 @@ from command_line import qwq
 from qwqcli import prompts, yaml_file
 from qwqcli.config import paths
 from qwqcli.errors import UsageError
+from tests.chat_table import Table
 
 HEAD = "schema: 1\nprompts:\n"
 GOOD = """\
@@ -224,3 +225,23 @@ def test_run_asks_and_judges(environ: dict[str, str]) -> None:
     wrong = qwq("prompts", "run", "two-dice", "--seed", "1", environ=environ)
     assert wrong.code == 0
     assert "wrong:" in wrong.err
+
+
+def test_prompt_in_the_chat() -> None:
+    """On a terminal it waits in the next line, with what is missing; no model is asked yet."""
+    table = Table()
+    table.chat.library = lambda: prompts.library(paths({"QWQ_CONFIG_DIR": "nowhere"}))
+    typed = table.type("/prompt frame-math What is 2 + 2?", "/prompt frame-math", "/prompt nope")
+    _, first, second, third = typed.drafts[:4]
+    assert first.startswith("What is 2 + 2?\n")
+    assert second.startswith("{{question}}\n")
+    assert third == ""
+    assert table.sent == []
+    assert "no prompt" in table.tty.getvalue()
+
+
+def test_prompt_through_a_pipe(environ: dict[str, str]) -> None:
+    """Where no line can be changed the prompt is asked at once."""
+    result = qwq("chat", environ=environ, stdin=b"/prompt tiny-sum-1\n")
+    assert result.code == 0
+    assert "97" in result.out

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TextIO
 
+from qwqcli import prompts
 from qwqcli.config import Paths, Settings
 from qwqcli.conversation import Conversation
 from qwqcli.errors import QwqError
@@ -81,6 +82,7 @@ def run_chat(
             engine = open_model(settled.model)
         chat = Chat(open_model, engine, settled, screen, store)
         stack.enter_context(contextlib.closing(chat))
+        chat.library = lambda: prompts.library(paths)
         if live:
             chat.greet()
         if found:

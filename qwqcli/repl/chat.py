@@ -21,6 +21,7 @@ from qwqcli.inputs import Attachment
 from qwqcli.interrupt import interruptible
 from qwqcli.markdown import MarkdownStream
 from qwqcli.messages import Message, Order
+from qwqcli.prompts import Library
 from qwqcli.render import (
     AskView,
     ChatView,
@@ -67,6 +68,7 @@ class Chat:
         self.attached: list[Attachment] = []  # go with the next question
         self.edited: Turn | None = None  # whose place the next question takes
         self.draft = ""  # what the next prompt begins with
+        self.library: Callable[[], Library] = lambda: Library([])  # of prompts, for /prompt
         self.stats_shown = False
         self.kept_budget = settings.think_budget if settings.thinks else "auto"  # for /think on
         self.leaving = False

@@ -12,6 +12,7 @@ import qwqcli.repl.thoughts as thoughts
 import qwqcli.repl.turns as turns
 from qwqcli.errors import QwqError
 from qwqcli.repl.chat import Chat
+from qwqcli.repl.insert import insert
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ COMMANDS = (
     Command("stats", "", "figures after each reply: on or off", actions.stats),
     Command("model", "[NAME]", "show or change the model", actions.model),
     Command("system", "[TEXT]", "show or set the system prompt; 'none' removes it", actions.system),
+    Command("prompt", "NAME [TEXT]", "a prompt of the library as the next question", insert),
     Command("regen", "", "ask the last question again; earlier answers are kept", turns.regenerate),
     Command("continue", "", "let a reply that was stopped or cut go on", turns.go_on),
     Command("alt", "[N]", "the answers to the last question; go to the N-th", turns.alternatives),
