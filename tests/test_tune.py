@@ -248,14 +248,18 @@ def test_a_torn_file_is_no_finding(text: str, model: Path, tmp_path: Path) -> No
 def test_reset_brings_our_own_settings_back(model: Path, environ: dict[str, str]) -> None:
     """The second time there is nothing left to forget; both end well."""
     cache = Path(environ["QWQ_CACHE_DIR"])
-    assert tuned.offer(model, cache)
     tuned.keep(model, cache, KEPT)
-    assert tuned.offer(model, cache) == ""
     first = qwq("tune", "--model", str(model), "--reset", environ=environ)
     again = qwq("tune", "--model", str(model), "--reset", environ=environ)
     assert (first.code, again.code) == (0, 0)
     assert "are back" in first.out
     assert "Nothing was kept" in again.out
+
+
+def test_tuning_is_offered_once(tmp_path: Path) -> None:
+    """After the first pull, and not again."""
+    assert "qwq tune" in tuned.offer(tmp_path)
+    assert tuned.offer(tmp_path) == ""
 
 
 def test_chat_uses_what_was_found_and_bench_can_leave_it(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwqcli import catalog
+from qwqcli import catalog, config
 from qwqcli.commands import Env, app
 from qwqcli.errors import INTERRUPTED, NoRoom, UsageError
 from qwqcli.interrupt import only_once
@@ -55,6 +55,7 @@ def pull(
     The path of the model goes to stdout. Stopped or cut off, the same command goes on.
     """
     from qwqcli import progress
+    from qwqcli.engine import tuned
     from qwqcli.hub import Hub
 
     env: Env = ctx.obj
@@ -88,6 +89,8 @@ def pull(
         raise typer.Exit(INTERRUPTED) from None
     if not json:
         screen.out.write(f"{end.paths[0]}\n")
+    if not (json or quiet) and (line := tuned.offer(config.paths(env.environ).cache)):
+        screen.err.write(f"{line}\n")
 
 
 @app.command(name="list")

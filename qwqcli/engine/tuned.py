@@ -7,6 +7,7 @@ and one CPU; for another it is not there. A person's own setting comes before it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -36,11 +37,13 @@ class Tuned:
         return f"Tuned on {self.when}: {'; '.join(self.why)}." if self.why else ""
 
 
-def offer(model: Path, cache: Path) -> str:
-    """A line for who has just pulled a model; empty if it has been tuned."""
-    if recall(model, cache):
+def offer(cache: Path) -> str:
+    """A line for who has just pulled a first model; empty if it has been said once."""
+    if (cache / "tuned.json").exists():
         return ""
-    return "qwq tune finds this machine's fastest settings for it, in three minutes at most."
+    with contextlib.suppress(OSError):
+        _save(cache, {})
+    return "qwq tune finds the fastest settings for a model here, in three minutes at most."
 
 
 def applied(spec: EngineSpec, settings: Settings, cache: Path) -> EngineSpec:
