@@ -14,10 +14,11 @@ from qwqcli.engine.perplexity import Result
 from qwqcli.suite import Outcome, Setup
 from qwqcli.suite.journal import Journal
 from qwqcli.suite.score import Score, by_prompt, by_setup, change, score
-from qwqcli.tables import make_table, print_table
-from qwqcli.terminal import ASCII, Output, visible
+from qwqcli.tables import PIPE_WIDTH, make_table, print_table
+from qwqcli.terminal import ASCII, Output, clip, visible
 
 BAR = 24  # cells of a bar for a whole
+FIGURES_WIDTH = 66  # cells of a table of setups without their names
 WORDS = {True: "right", False: "wrong", None: "-"}
 
 
@@ -36,28 +37,34 @@ def show_scores(outcomes: Sequence[Outcome], out: Output, *, details: bool) -> N
     groups = by_setup(outcomes)
     if details:
         _show_prompts(groups, out)
-    heads = ("Setup", "Right", "Share", "95 %", "First token", "Answer after", "Thought", "Answer")
-    table = make_table(out, (*heads, "t/s", "Total"), right=(*heads[1:], "Total"))
+    heads = ("Right", "Share", "95 %", "First", "Answer", "Tokens", "t/s", "Total")
+    table = make_table(out, ("Setup", *heads), right=heads)
     for setup, group in groups.items():
-        table.add_row(*_cells(setup, score(group)))
+        table.add_row(*_cells(setup, score(group), _room(out)))
     print_table(table, out)
+    out.write("First token, answer: median time until then. Tokens: mean thought + answer.\n")
     for setup, group in groups.items():
         for note in _notes(setup, score(group)):
             out.write(f"{note}\n")
     _show_changes(groups, out)
 
 
-def _cells(setup: Setup, found: Score) -> list[str]:
+def _room(out: Output) -> int:
+    """Cells that the name of a setup may take beside its figures."""
+    width = out.size()[0] if out.terminal else PIPE_WIDTH
+    return max(8, width - FIGURES_WIDTH)
+
+
+def _cells(setup: Setup, found: Score, room: int) -> list[str]:
     share = "-" if found.share is None else f"{found.share:.0%}"
     return [
-        visible(setup.label),
+        clip(visible(setup.label), room),
         f"{found.right}/{found.judged}",
         share,
         f"{found.low:.0%}-{found.high:.0%}" if found.judged else "-",
         _seconds(found.first_token_s),
         _seconds(found.answer_s),
-        f"{found.reasoning_tokens:,.0f}",
-        f"{found.answer_tokens:,.0f}",
+        f"{found.reasoning_tokens:,.0f}+{found.answer_tokens:,.0f}",
         "-" if found.tokens_per_s is None else f"{found.tokens_per_s:.1f}",
         _seconds(found.total_s),
     ]
@@ -77,7 +84,8 @@ def _notes(setup: Setup, found: Score) -> list[str]:
 
 
 def _show_prompts(groups: Mapping[Setup, Sequence[Outcome]], out: Output) -> None:
-    heads = ("Prompt", *(visible(setup.label) for setup in groups), "Answer after", "Thought")
+    room = max(6, (_room(out) + FIGURES_WIDTH // 3) // len(groups))
+    heads = ("Prompt", *(clip(visible(g.label), room) for g in groups), "Answer", "Thought")
     table = make_table(out, heads, right=heads[1:])
     per_setup = {setup: by_prompt(group) for setup, group in groups.items()}
     names = dict.fromkeys(name for prompts in per_setup.values() for name in prompts)
@@ -112,11 +120,12 @@ def show_bars(groups: Mapping[Setup, Sequence[Outcome]], out: Output) -> None:
     """Share of right answers and time of all replies, a bar each."""
     scores = {setup: score(group) for setup, group in groups.items()}
     longest = max((s.total_s for s in scores.values()), default=0) or 1
-    wide = max(len(visible(setup.label)) for setup in scores)
+    labels = {setup: clip(visible(setup.label), _room(out) + 20) for setup in scores}
+    wide = max(map(len, labels.values()))
     mark = "#" if out.symbols is ASCII else "█"
     out.write("\n")
     for setup, found in scores.items():
-        label = f"{visible(setup.label):{wide}}"
+        label = f"{labels[setup]:{wide}}"
         share = found.share or 0.0
         out.write(f"{label}  right {mark * round(share * BAR):{BAR}} {share:.0%}\n")
         bar = mark * round(found.total_s / longest * BAR)
