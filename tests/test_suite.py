@@ -17,7 +17,7 @@ from fakes import ScriptedEngine
 from qwqcli import checkers
 from qwqcli.engine import Engine
 from qwqcli.errors import ContextFull, UsageError
-from qwqcli.messages import Order, Sampling
+from qwqcli.messages import Answer, Done, Order, Sampling, Stats
 from qwqcli.suite import Outcome, Setup, Task, gym, journal, score
 from qwqcli.suite.run import Wanted, run
 
@@ -322,3 +322,22 @@ def test_gym_tasks() -> None:
     with pytest.raises(UsageError) as caught:
         gym.tasks("gym:chain_sums", 1)
     assert caught.value.hint == "--suite gym:chain_sum"
+
+
+def test_models_of_one_name(own: dict[str, str], tiny: Path, tmp_path: Path) -> None:
+    """Two files of the same name are told apart by what was typed."""
+    paths = [tmp_path / side / "same.gguf" for side in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.symlink_to(tiny)
+    both = ",".join(map(str, paths))
+    line = ("bench", "--suite", "own-a", "--quant", both, "--json")
+    setups = json.loads(qwq(*line, environ=own).out)["setups"]
+    assert [(s["model"], s["right"]) for s in setups] == [(str(path), 1) for path in paths]
+
+
+def test_a_reply_that_died_is_not_judged(tmp_path: Path) -> None:
+    """What the engine could not finish says nothing about the model."""
+    engine = ScriptedEngine([[Answer("5", 1), Done("died", Stats())]])
+    book = journal.start(tmp_path, {}, 0.0)
+    assert {o.right for o in run(wanted(), lambda name: engine, book)} == {None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,10 +22,15 @@ from qwqcli.messages import Order
 from qwqcli.terminal import Output, Screen, StatusLine
 
 if TYPE_CHECKING:
+    from qwqcli.catalog import ModelRef
     from qwqcli.engine.perplexity import Progress, Result
     from qwqcli.suite import Outcome
     from qwqcli.suite.journal import Journal
     from qwqcli.suite.run import Wanted
+
+
+# settings of the engine that change what it computes, and so what a run is known by
+COMPUTES = ("ctx", "kv", "flash_attn", "gpu_layers", "device", "rpc", "threads")
 
 
 @dataclass(frozen=True)
@@ -133,22 +138,30 @@ def _wanted(environ: Mapping[str, str], settings: config.Settings, options: Opti
     budgets = [name.strip() for name in (options.budget or "").split(",")]
     for name in filter(None, budgets):
         budget.parse(name)
-    names = [name.strip() for name in (options.quant or settings.model).split(",")]
-    refs = [check_model(replace(settings, model=name), True, environ) for name in names if name]
+    words = (options.quant or settings.model).split(",")
+    names = list(dict.fromkeys(filter(None, map(str.strip, words))))
+    refs = [check_model(replace(settings, model=name), True, environ) for name in names]
     library = prompts.library(config.paths(environ))
     return Wanted(
         suite=options.suite,
         tasks=tasks_of(library, options.suite, options.seed, settings.system),
-        models=tuple((ref.name, ref.path) for ref in refs),
+        models=_named(names, refs),
         budgets=tuple(dict.fromkeys(budgets)),
         sampling=settings.sampling,
         flags=options.flags,
         default=settings.think_budget,
         repeat=options.repeat,
         seed=options.seed,
-        ctx=settings.ctx,
+        engine={name: getattr(settings, name) for name in COMPUTES},
         run_code=options.run_code,
     )
+
+
+def _named(names: Sequence[str], refs: Sequence[ModelRef]) -> tuple[tuple[str, Path], ...]:
+    """Models by their names; where two have the same one, by what was typed."""
+    short = [ref.name for ref in refs]
+    labels = short if len(set(short)) == len(short) else names
+    return tuple((label, ref.path) for label, ref in zip(labels, refs, strict=True))
 
 
 def _run(

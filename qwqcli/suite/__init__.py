@@ -52,8 +52,8 @@ class Setup:
 class Outcome:
     """One reply, judged. Times are in seconds; None where there was nothing to time.
 
-    `right` is None if nothing was judged: the prompt did not fit (stop "skipped"), or code was not
-    run. `total_s` is from the request to the last token.
+    `right` is None if nothing was judged: the prompt did not fit (stop "skipped"), code was not
+    run, or the engine died. `total_s` is from the request to the last token.
     """
 
     setup: Setup
@@ -88,4 +88,5 @@ class Outcome:
         return "cut" if self.reasoning_tokens and not self.answer_tokens else "none"
 
 
+DIED = Verdict(None, "", "the engine died")
 SKIPPED = Verdict(None, "", "the prompt does not fit into the context")

@@ -79,7 +79,7 @@ def _notes(setup: Setup, found: Score) -> list[str]:
     if found.skipped:
         notes.append(f"  {found.skipped} skipped: longer than the context")
     if found.asked > found.judged:
-        notes.append(f"  {found.asked - found.judged} not judged: code is tried with --run-code")
+        notes.append(f"  {found.asked - found.judged} not judged; --run-code tries code, too")
     return notes
 
 

@@ -7,7 +7,7 @@ is imported only here and only then.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwqcli.checkers import Verdict
@@ -26,7 +26,7 @@ _FRAME = "\n\nPut the final answer alone within \\boxed{}."
 class GymChecker:
     """The verifier of the generator that a task is from."""
 
-    dataset: Any
+    dataset: Any = field(repr=False)  # a run is known again by what stands in its repr
     entry: Any
 
     def judge(self, answer: str) -> Verdict:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from qwqcli.engine import Control, Engine, never
 from qwqcli.errors import ContextFull
 from qwqcli.messages import Answer, Done, Message, Order, Reasoning, Sampling
 from qwqcli.prompts import Library, Prompt, render
-from qwqcli.suite import SKIPPED, Outcome, Setup, Task, gym
+from qwqcli.suite import DIED, SKIPPED, Outcome, Setup, Task, gym
 from qwqcli.suite.journal import Journal
 
 OpenModel = Callable[[str], Engine]  # a model's name, as in Wanted.models
@@ -40,7 +40,7 @@ class Wanted:
     default: str = "auto"
     repeat: int = 1
     seed: int = 0
-    ctx: int | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)  # settings that change what it computes
     run_code: bool = False
 
     @property
@@ -63,7 +63,7 @@ class Wanted:
             "sampling": [self.sampling.temperature, *sampling, self.sampling.max_tokens],
             "repeat": self.repeat,
             "seed": self.seed,
-            "ctx": self.ctx,
+            "engine": dict(self.engine),
             "run_code": self.run_code,
         }
 
@@ -158,6 +158,8 @@ def _ask(engine: Engine, wanted: Wanted, case: _Case, control: Control) -> Outco
     if done.stop == "interrupted" or control() is Order.STOP:
         return None
     text = "".join(answer)
+    if done.stop == "died":
+        return _outcome(case, seed, DIED, "".join(thought), text, done)
     verdict = checkers.check(task.judge, text, run_code=wanted.run_code)
     return _outcome(case, seed, verdict, "".join(thought), text, done)
 
