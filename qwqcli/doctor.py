@@ -239,14 +239,14 @@ def _check_network(seen: Seen) -> Iterator[Check]:
     if hub is None or mirror is None:
         yield Check("hub", "pass", "not asked (offline)")
         return
+    problem = hub.problem if hub.host in hub.problem else f"{hub.host}: {hub.problem}"
     if hub.seconds is not None:
         yield Check("hub", "pass", _answers(hub))
     elif mirror.seconds is not None:
-        detail = f"{hub.host}: {hub.problem}"
-        yield Check("hub", "warn", detail, "qwq pull --source modelscope")
+        yield Check("hub", "warn", problem, "qwq pull --source modelscope")
     else:
         fix = "Check the network and its proxies; models that are here run without"
-        yield Check("hub", "warn", f"{hub.host}: {hub.problem}", fix)
+        yield Check("hub", "warn", problem, fix)
     if mirror.seconds is not None:
         yield Check("mirror", "pass", _answers(mirror))
     elif hub.seconds is not None:

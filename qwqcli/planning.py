@@ -32,7 +32,9 @@ from qwqcli.sizes import Sizes
 
 Choice = TypeVar("Choice", bound=str)
 KV_TYPES: tuple[KV, ...] = get_args(KV)
-PATIENCE = Policy(connect_s=5.0, metadata_s=15.0, tries=2)  # with the hub, for one header
+PATIENCE = Policy(
+    connect_s=5.0, stall_s=8.0, metadata_s=15.0, tries=2
+)  # with the hub, for one header
 FLASH_ATTN: tuple[FlashAttn, ...] = get_args(FlashAttn)
 
 
