@@ -674,8 +674,9 @@ def _smaller(case: Case) -> str:
     if case.want.gpu_layers and (most := _most_layers(case)):
         return f"--gpu-layers {most} is the most that fits; or leave it out"
     if quants.is_qwq(case.info):
-        name = recommended(options(case.machine, case.want, explained=False))
-        if name and quants.BY_NAME[name].file_bytes < case.info.file_bytes:
+        smaller = [quant for quant in quants.QUANTS if quant.file_bytes < case.info.file_bytes]
+        name = recommended(options(case.machine, case.want, smaller, explained=False))
+        if name:
             return f"qwq plan {name}"
     usual = replace(case, want=replace(case.want, margin_bytes=MARGIN_BYTES))
     if case.want.margin_bytes > MARGIN_BYTES and _first_fit(usual, explained=False):
