@@ -10,7 +10,7 @@ Non-goals: asking a model (suite.py), judging (checkers/), logic in templates.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Library:
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self._prompts = {prompt.id: prompt for prompt in prompts}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Prompt]:
         return iter(self._prompts.values())
 
     def __len__(self) -> int:

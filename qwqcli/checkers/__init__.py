@@ -61,6 +61,7 @@ def make(kind: str, expected: Any, options: Mapping[str, Any]) -> Checker:
             raise ValueError(f"{name} must be true or false")
         if fields[name].type == "Mapping[str, str]" and not isinstance(value, dict):
             raise ValueError(f"{name} must be lines like `name: value`")
+    # YAML reads 4 as a number where a text is meant; the annotations of these classes are texts
     texts = {name: str(v) if fields[name].type == "str" else v for name, v in options.items()}
     if fields["expected"].type == "str":
         if expected is None or isinstance(expected, bool | list | dict):
@@ -73,7 +74,11 @@ def make(kind: str, expected: Any, options: Mapping[str, Any]) -> Checker:
 def check(checker: Checker, answer: str, *, run_code: bool = False) -> Verdict:
     """Judge an answer, in bounded time."""
     if isinstance(checker, Code):
-        return checker.judge(answer) if run_code else Verdict(None, "", "code is not run")
+        return (
+            checker.judge(answer)
+            if run_code
+            else Verdict(None, "", "code is tried only with --run-code")
+        )
     if isinstance(checker, _MAY_HANG):
         return _judge_in_child(checker, answer)
     return checker.judge(answer)
