@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import rpc_server
 from command_line import qwq
 from gguf_files import write_qwq_shaped
 
@@ -554,3 +555,16 @@ def test_a_model_in_the_shape_of_qwq_is_measured(environ: dict[str, str], tmp_pa
     assert done.code == 0
     assert "tg2" in done.out
     assert "Published" not in done.out
+
+
+@pytest.mark.skipif(not rpc_server.available(), reason="this build has no RPC backend")
+def test_layers_on_another_device_are_measured_there(environ: dict[str, str]) -> None:
+    """With a device behind RPC the real placement says so, and tune keeps to the plan's layers."""
+    with rpc_server.running() as (endpoint, _):
+        argv = ("-p", "16", "-n", "4", "-d", "0,128", "-r", "1", "--rpc", endpoint, "--json")
+        done = qwq("bench", *argv, environ=environ)
+        assert done.code == 0, done.err
+        plain = json.loads(done.out)
+        assert "RPC" in plain["placement"]
+        assert plain["tests"][0]["n_gpu_layers"] == 7
+        assert plain["tests"][1]["ceiling_ts"] is None  # a network's bandwidth is not known

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import rpc_server
 from command_line import qwq
 
 from qwqcli.bench import tune
@@ -209,7 +210,7 @@ def model(tiny: Path, tmp_path: Path) -> Path:
 
 def test_an_engine_takes_what_was_found(model: Path, tmp_path: Path) -> None:
     """The rest stays as it was, and the sentence that explains it comes with it."""
-    tuned.keep(model, tmp_path, KEPT)
+    tuned.keep(EngineSpec(str(model)), tmp_path, KEPT)
     spec = tuned.applied(stock_spec(model, Settings(threads=1)), Settings(threads=1), tmp_path)
     assert (spec.flash_attn, spec.n_batch, spec.threads, spec.kv) == ("on", 256, 1, None)
     assert spec.tuned == "Tuned on 2026-11-22: flash attention on: +10% prompt."
@@ -217,7 +218,7 @@ def test_an_engine_takes_what_was_found(model: Path, tmp_path: Path) -> None:
 
 def test_a_persons_own_setting_comes_first(model: Path, tmp_path: Path) -> None:
     """Also that of the KV type, which goes together with flash attention."""
-    tuned.keep(model, tmp_path, replace(KEPT, threads=7))
+    tuned.keep(EngineSpec(str(model)), tmp_path, replace(KEPT, threads=7))
     own = Settings(kv="f16", threads=3)
     spec = tuned.applied(stock_spec(model, own), own, tmp_path)
     assert (spec.flash_attn, spec.kv, spec.threads) == (None, "f16", 3)
@@ -227,28 +228,37 @@ def test_a_finding_holds_for_one_file_build_and_machine(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that changed, or another build or CPU, has none."""
-    tuned.keep(model, tmp_path, KEPT)
-    assert tuned.recall(model, tmp_path) == KEPT
+    tuned.keep(EngineSpec(str(model)), tmp_path, KEPT)
+    assert tuned.recall(EngineSpec(str(model)), tmp_path) == KEPT
     monkeypatch.setattr(tuned, "fingerprint", lambda: "another")
-    assert tuned.recall(model, tmp_path) is None
+    assert tuned.recall(EngineSpec(str(model)), tmp_path) is None
     monkeypatch.undo()
     os.utime(model, ns=(1, 1))
-    assert tuned.recall(model, tmp_path) is None
+    assert tuned.recall(EngineSpec(str(model)), tmp_path) is None
+
+
+def test_what_holds_for_the_cpu_does_not_hold_for_a_gpu(model: Path, tmp_path: Path) -> None:
+    """A finding belongs to the devices that were asked for; reset forgets it for all of them."""
+    tuned.keep(EngineSpec(str(model), gpu_layers=0), tmp_path, KEPT)
+    assert tuned.recall(EngineSpec(str(model)), tmp_path) is None
+    assert tuned.recall(EngineSpec(str(model), gpu_layers=0), tmp_path) == KEPT
+    assert tuned.forget(model, tmp_path)
+    assert tuned.recall(EngineSpec(str(model), gpu_layers=0), tmp_path) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 1}', "\0", '{"PATH": {"file": 3}}'])
 def test_a_torn_file_is_no_finding(text: str, model: Path, tmp_path: Path) -> None:
     """And the next finding mends it."""
     (tmp_path / "tuned.json").write_text(text.replace("PATH", str(model)))
-    assert tuned.recall(model, tmp_path) is None
-    tuned.keep(model, tmp_path, KEPT)
-    assert tuned.recall(model, tmp_path) == KEPT
+    assert tuned.recall(EngineSpec(str(model)), tmp_path) is None
+    tuned.keep(EngineSpec(str(model)), tmp_path, KEPT)
+    assert tuned.recall(EngineSpec(str(model)), tmp_path) == KEPT
 
 
 def test_reset_brings_our_own_settings_back(model: Path, environ: dict[str, str]) -> None:
     """The second time there is nothing left to forget; both end well."""
     cache = Path(environ["QWQ_CACHE_DIR"])
-    tuned.keep(model, cache, KEPT)
+    tuned.keep(EngineSpec(str(model)), cache, KEPT)
     first = qwq("tune", "--model", str(model), "--reset", environ=environ)
     again = qwq("tune", "--model", str(model), "--reset", environ=environ)
     assert (first.code, again.code) == (0, 0)
@@ -267,7 +277,7 @@ def test_chat_uses_what_was_found_and_bench_can_leave_it(
 ) -> None:
     """The engine that a chat opens has it and says so; `--no-tune` is without."""
     cache = Path(environ["QWQ_CACHE_DIR"])
-    tuned.keep(model, cache, KEPT)
+    tuned.keep(EngineSpec(str(model)), cache, KEPT)
     engine = open_engine(model, Settings(threads=1), cache)
     assert KEPT.sentence in engine.info().reasons
     engine.close()
@@ -277,6 +287,16 @@ def test_chat_uses_what_was_found_and_bench_can_leave_it(
     assert (with_it["tests"][0]["flash_attn"], with_it["tests"][0]["n_ubatch"]) == (1, 256)
     assert (without["tests"][0]["flash_attn"], without["tuned"]) == (0, "")
     tuned.forget(model, cache)
+
+
+@pytest.mark.skipif(not rpc_server.available(), reason="this build has no RPC backend")
+def test_tune_on_another_device(model: Path, environ: dict[str, str]) -> None:
+    """Layers behind RPC are tuned where they are."""
+    with rpc_server.running() as (endpoint, _):
+        argv = ("--model", str(model), "--rpc", endpoint, "--budget", "2", "--json")
+        done = qwq("tune", *argv, environ=environ)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["complete"]
 
 
 # --- for real ----------------------------------------------------------------------------------
@@ -290,7 +310,9 @@ def test_tune_for_real(model: Path, environ: dict[str, str]) -> None:
     assert plain["complete"]
     assert plain["setting"]["threads"] == 1
     assert "at depth 0, 2,048" in done.err
-    assert (tuned.recall(model, Path(environ["QWQ_CACHE_DIR"])) is not None) == plain["kept"]
+    assert (
+        tuned.recall(EngineSpec(str(model)), Path(environ["QWQ_CACHE_DIR"])) is not None
+    ) == plain["kept"]
 
 
 def test_no_budget_measures_nothing(environ: dict[str, str]) -> None:

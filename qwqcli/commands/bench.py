@@ -194,6 +194,7 @@ def tune(
     from qwqcli.bench import draw
     from qwqcli.bench import tune as tuning
     from qwqcli.engine import tuned
+    from qwqcli.engine.process import stock_spec
 
     env: Env = ctx.obj
     cache = config.paths(env.environ).cache
@@ -211,7 +212,7 @@ def tune(
         )
         outcome = _tune(events, screen)
     if outcome.kept:
-        tuned.keep(ref.path, cache, outcome.kept)
+        tuned.keep(stock_spec(ref.path, settings), cache, outcome.kept)
     out = screen.err if json else screen.out
     for line in draw.outcome_lines(outcome):
         out.write(f"{line}\n")

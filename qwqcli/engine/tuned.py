@@ -1,8 +1,9 @@
 """What `qwq tune` found out for a model file on this machine, and how an engine comes to use it.
 
-Contract: a finding holds for one file (by path, size and time of change), one build of llama.cpp
-and one CPU; for another it is not there. A person's own setting comes before it. It is kept in
-`tuned.json` of the cache folder; a file that is torn or not ours counts as none.
+Contract: a finding holds for one file (by path, size and time of change), the devices that were
+asked for, one build of llama.cpp and one CPU; for others it is not there. A person's own setting
+comes before it. It is kept in `tuned.json` of the cache folder; a file that is torn or not ours
+counts as none.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import Any
 from qwqcli.config import KV, FlashAttn, Settings
 from qwqcli.engine import EngineSpec
 from qwqcli.engine.selfcheck import fingerprint
+from qwqcli.errors import QwqError
+
+_DEVICES = "\n"  # no path that a person has holds one
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,14 @@ def offer(cache: Path) -> str:
     """A line for who has just pulled a first model; empty if it has been said once."""
     if (cache / "tuned.json").exists():
         return ""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(QwqError):
         _save(cache, {})
     return "qwq tune finds the fastest settings for a model here, in three minutes at most."
 
 
 def applied(spec: EngineSpec, settings: Settings, cache: Path) -> EngineSpec:
     """`spec` with what was found for its file, where `settings` say nothing else."""
-    found = recall(Path(spec.path), cache)
+    found = recall(spec, cache)
     if found is None:
         return spec
     own = settings.flash_attn is not None or settings.kv is not None  # the two depend on each other
@@ -63,29 +67,31 @@ def applied(spec: EngineSpec, settings: Settings, cache: Path) -> EngineSpec:
     )
 
 
-def recall(model: Path, cache: Path) -> Tuned | None:
-    """What was found for this file as it is, with this build on this CPU."""
-    entry = _load(cache).get(str(model.resolve()))
+def recall(spec: EngineSpec, cache: Path) -> Tuned | None:
+    """What was found for this file as it is, on these devices, with this build on this CPU."""
+    entry = _load(cache).get(_key(spec))
     try:
-        if entry is None or entry["file"] != _identity(model) or entry["build"] != fingerprint():
+        if entry is None or entry["file"] != _identity(spec) or entry["build"] != fingerprint():
             return None
         return Tuned(**{**entry["tuned"], "why": tuple(entry["tuned"]["why"])})
     except (KeyError, TypeError, OSError):
         return None
 
 
-def keep(model: Path, cache: Path, tuned: Tuned) -> None:
-    """Raises OSError if the cache folder cannot be written."""
-    entry = {"file": _identity(model), "build": fingerprint(), "tuned": asdict(tuned)}
-    _save(cache, {**_load(cache), str(model.resolve()): entry})
+def keep(spec: EngineSpec, cache: Path, tuned: Tuned) -> None:
+    """Raises QwqError if the cache folder cannot be written."""
+    entry = {"file": _identity(spec), "build": fingerprint(), "tuned": asdict(tuned)}
+    _save(cache, {**_load(cache), _key(spec): entry})
 
 
 def forget(model: Path, cache: Path) -> bool:
     """Go back to our own settings for this file; False if there was nothing to forget."""
     known = _load(cache)
-    if known.pop(str(model.resolve()), None) is None:
+    path = str(model.resolve())
+    left = {key: entry for key, entry in known.items() if key.partition(_DEVICES)[0] != path}
+    if len(left) == len(known):
         return False
-    _save(cache, known)
+    _save(cache, left)
     return True
 
 
@@ -99,12 +105,21 @@ def _load(cache: Path) -> dict[str, Any]:
 
 def _save(cache: Path, known: Mapping[str, Any]) -> None:
     file = cache / "tuned.json"
-    cache.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(known), encoding="utf-8")
-    partial.replace(file)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(known), encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise QwqError(f"{cache} cannot be written: {error.strerror}.") from error
 
 
-def _identity(model: Path) -> list[int]:
-    about = model.stat()
+def _key(spec: EngineSpec) -> str:
+    """The file and, where any were asked for, the devices."""
+    wish = [str(value) for value in (spec.rpc, spec.device, spec.gpu_layers) if value is not None]
+    return _DEVICES.join([str(Path(spec.path).resolve()), *wish])
+
+
+def _identity(spec: EngineSpec) -> list[int]:
+    about = Path(spec.path).stat()
     return [about.st_size, about.st_mtime_ns]
