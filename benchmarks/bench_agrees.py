@@ -35,7 +35,7 @@ def ours(args: argparse.Namespace, model: Path) -> dict[str, float]:
         *("-p", args.p, "-n", args.n, "-d", args.d),
     ]
     environ = {**os.environ, "QWQ_DATA_DIR": tempfile.gettempdir()}
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environ).stdout
+    output = subprocess.run(command, capture_output=True, check=True, env=environ).stdout
     return _speeds(json.loads(output.splitlines()[-1])["tests"])
 
 
@@ -46,7 +46,7 @@ def theirs(args: argparse.Namespace, model: Path) -> dict[str, float]:
         *("-t", str(args.threads), "-fa", "0", "--repack", "0", "-b", "512", "-ub", "512"),
         *("-p", args.p, "-n", args.n, "-d", args.d),
     ]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    output = subprocess.run(command, capture_output=True, check=True).stdout
     return _speeds(json.loads(output))
 
 
@@ -77,6 +77,7 @@ def main() -> int:
             pair = [ours, theirs] if at % 2 == 0 else [theirs, ours]
             seen = {side: side(args, model) for side in pair}
             rounds.append((seen[ours], seen[theirs]))
+            print(f"round {at + 1}:", *rounds[-1], file=sys.stderr)
     return _report(rounds)
 
 

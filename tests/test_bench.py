@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import rpc_server
 from command_line import qwq
@@ -24,6 +25,7 @@ from qwqcli.bench import compare, drill, history, measure, reference, report, wa
 from qwqcli.bench.ceiling import ceiling_tps, readers
 from qwqcli.bench.child import Child
 from qwqcli.bench.report import Report, Row
+from qwqcli.config import Settings
 from qwqcli.engine import EngineSpec, never
 from qwqcli.engine.selfcheck import fingerprint
 from qwqcli.errors import EngineError, NoRoom, UsageError
@@ -415,6 +417,32 @@ def test_copies_fill_a_cache_as_tokens_do(smollm_spec: EngineSpec) -> None:
     assert context.decode([5])
     context.close()
     model.close()
+
+
+def returned(steps: Generator[measure.Step, None, measure.Job]) -> measure.Job:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def test_a_death_half_way_loses_no_figures(tiny: Path, environ: dict[str, str]) -> None:
+    """The tests that were done are in the report, which is not complete and says why."""
+    wanted = measure.Wanted((16,), (4,), (0, 64), 2, 0)
+    steps = measure.prepare(tiny, Settings(threads=1), Path(environ["QWQ_CACHE_DIR"]), wanted)
+    events = measure.measure(returned(steps))
+    for event in events:
+        if isinstance(event, measure.Measured):
+            break
+    child = next(p for p in psutil.Process().children() if "qwqcli.bench.worker" in p.cmdline())
+    child.kill()
+    finished = list(events)[-1]
+    assert isinstance(finished, measure.Finished)
+    assert not finished.report.complete
+    assert len(finished.report.tests) >= 1
+    assert "ended with code -9" in finished.report.noise[-1]
 
 
 # --- the command -------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A whole run of `qwq bench`: says what it will do, measures, and ends with a report.
 
 Contract: `prepare` refuses what cannot work before anything is measured. `measure` yields `Step`s
-and results as they come and always ends with one `Finished`, also when `cancel` stopped it: then
-with what was measured until then. It draws nothing and keeps nothing.
+and results as they come and ends with one `Finished`, also when `cancel` stopped it or a process
+died after a first result: then with what was measured until then. It draws and keeps nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qwqcli.config import Settings
 from qwqcli.engine import Control, EngineSpec, never, selfcheck, tuned
 from qwqcli.engine.probe import Probe
 from qwqcli.engine.process import ProcessEngine, stock_spec
-from qwqcli.errors import NoRoom, UsageError
+from qwqcli.errors import EngineError, NoRoom, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
 from qwqcli.hardware import Machine
 from qwqcli.hub.events import Checking
@@ -319,6 +319,11 @@ def measure(job: Job, cancel: Control = never) -> Iterator[Event]:
             complete = not cancel()
     except Interrupted:
         complete = False
+    except EngineError as error:  # what was measured before it is not lost
+        if not rows:
+            raise
+        complete = False
+        noise.append(error.message)
     now = datetime.datetime.now(datetime.timezone.utc)
     name = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     when = now.isoformat(timespec="seconds")

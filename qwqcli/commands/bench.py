@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +35,7 @@ from qwqcli.terminal import Screen, StatusLine, visible
 
 if TYPE_CHECKING:
     from qwqcli.bench import tune as tuning
-    from qwqcli.bench.measure import Job, Wanted
+    from qwqcli.bench.measure import Job, Step, Wanted
     from qwqcli.bench.report import Report
     from qwqcli.catalog import ModelRef
 
@@ -154,7 +153,8 @@ def bench(
     reports = []
     with interruptible(twice_leaves=True) as pressed:
         for ref in _models(settings.model, quant, env.environ):
-            job = _prepare(ref, replace(settings, model=ref.name), paths, wanted, no_tune, screen)
+            steps = measure.prepare(ref.path, settings, paths.cache, wanted, tune=not no_tune)
+            job = _prepare(steps, pressed, screen)
             reports.append(_run(job, pressed, screen))
             problem = kept.keep(reports[-1], paths.data) if reports[-1].tests else ""
             if problem:
@@ -303,19 +303,11 @@ def _on_disk(name: str, environ: Mapping[str, str]) -> ModelRef:
         raise UsageError(error.message, f"qwq pull {name}") from error
 
 
-def _prepare(
-    ref: ModelRef,
-    settings: config.Settings,
-    paths: config.Paths,
-    wanted: Wanted,
-    no_tune: bool,
-    screen: Screen,
-) -> Job:
+def _prepare(steps: Generator[Step, None, Job], pressed: Control, screen: Screen) -> Job:
     """Say what will be measured."""
-    from qwqcli.bench import draw, measure
+    from qwqcli.bench import draw
 
     status = StatusLine(screen.err, screen.clock)
-    steps = measure.prepare(ref.path, settings, paths.cache, wanted, tune=not no_tune)
     with contextlib.closing(steps):
         while True:
             try:
@@ -325,6 +317,8 @@ def _prepare(
                 break
             finally:
                 status.clear()
+            if pressed():
+                raise typer.Exit(INTERRUPTED)
     for line in (*draw.announcement(job), *job.notices):
         screen.err.write(f"{line}\n")
     return job
