@@ -24,6 +24,8 @@ from qwqcli.hardware import GB, gib
 from qwqcli.tables import make_table, print_table
 from qwqcli.terminal import ASCII, Output, visible
 
+WIDE = 64  # columns that the whole table needs
+
 
 def announcement(job: Job) -> Iterator[str]:
     """What will be measured and what is to be expected, a line each, before anything is timed."""
@@ -65,9 +67,10 @@ def show_report(report: Report, published: Sequence[str], out: Output) -> None:
     """The table of tests, what the person feels, what disturbed it."""
     if report.tests:
         heads = ("Test", "tokens/s", "Median", "Ceiling", "Reached")
-        table = make_table(out, heads, right=heads[1:])
+        shown = 2 if out.terminal and out.size()[0] < WIDE else len(heads)
+        table = make_table(out, heads[:shown], right=heads[1:])
         for row in report.tests:
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row)[:shown])
         print_table(table, out)
     if report.felt:
         for line in felt_lines(report.felt):
