@@ -28,6 +28,7 @@ from qwqcli.hub import (
     Pulled,
     Retrying,
     Waiting,
+    transfer,
 )
 from qwqcli.hub.web import origin, retry_after
 
@@ -535,8 +536,11 @@ def test_a_waiter_takes_over_from_one_that_is_killed(world: World) -> None:
     assert content(last) == world.data
 
 
-def test_what_the_disk_has_taken_is_noted_apart(world: World) -> None:
+def test_what_the_disk_has_taken_is_noted_apart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once in a while bytes are synced and noted, for the case that the power goes."""
+    monkeypatch.setattr(transfer, "SYNC_S", 0.5)
     world.server.rate = 200_000
     events = world.hub().pull(world.hub().choose("q4_k_m"))
     notes = (world.blobs.glob("*-safe.incomplete") for _ in events)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
 import threading
@@ -28,11 +29,12 @@ from qwqcli.hub.events import Checking, Event, Notice, Progress, Retrying
 from qwqcli.hub.spans import Journal, Spans, gaps, held
 from qwqcli.hub.web import Line, Policy, Refused, Reply, Transient, Web, host, origin
 
-BLOCK = 1 << 20  # bytes of one read at most; a tenth less CPU than with 256 kB
+BLOCK = 256 << 10  # bytes of one read at most
 NOTE_BYTES = 8 << 20  # the journal is written after so many new bytes,
 NOTE_SHARE = 200  # or after this part of a small file, 0.5 %,
 NOTE_S = 0.5  # or after this time
-SYNC_S = 1.0  # the disk is asked this often to take what came, so a power cut loses about a second
+SYNC_S = 2.0  # the disk is asked this often to take what came: a power cut loses two seconds of it
+SYNC_SHARE = 4  # and rests so many times as long as that took, for it costs as much CPU as the rest
 TICK_S = 0.1  # between two looks of `run` at what the connections have done
 HASH_NAP_S = 0.01  # the checksum waits so long for new bytes
 RATE_S = 8.0  # the rate shown is that of the last seconds
@@ -366,12 +368,12 @@ class Mover:
         reply = self._link.open(line, {"Range": f"bytes={at}-{end - 1}"})
         if reply.status == 200 or not self._right_range(reply, at):
             raise _NoRanges
-        watch = _Watch(self._policy, self._content)
+        watch, buffer = _Watch(self._policy, self._content), memoryview(bytearray(BLOCK))
         while (left := piece.end - piece.at) > 0:
-            if not (block := reply.read(min(BLOCK, left))):
+            if not (count := reply.read_into(buffer[: min(BLOCK, left)])):
                 raise Transient(f"{host(reply.url)} broke off")
-            self._put(piece, piece.at, block)
-            watch.saw(len(block))
+            self._put(piece, piece.at, buffer[:count])
+            watch.saw(count)
 
     def _fetch_all(self, line: Line, piece: _Piece) -> None:
         """Let the whole file pass by and take what is missing."""
@@ -383,14 +385,15 @@ class Mover:
                 self._content, f"has {self._content.size:,} bytes; the server sends {what}"
             )
         at, watch = 0, _Watch(self._policy, self._content)
+        buffer = memoryview(bytearray(BLOCK))
         while at < self._content.size:
-            if not (block := reply.read(min(BLOCK, self._content.size - at))):
+            if not (count := reply.read_into(buffer[: self._content.size - at])):
                 raise Transient(f"{host(reply.url)} broke off")
-            self._take_from(piece, at, block)
-            at += len(block)
-            watch.saw(len(block))
+            self._take_from(piece, at, buffer[:count])
+            at += count
+            watch.saw(count)
 
-    def _take_from(self, piece: _Piece, at: int, block: bytes) -> None:
+    def _take_from(self, piece: _Piece, at: int, block: memoryview) -> None:
         """Of a block that passes by, write what `piece` and the pieces after it lack."""
         if at == 0:
             self._look_at_start(block)
@@ -416,14 +419,14 @@ class Mover:
 
     # -- bytes to disk
 
-    def _put(self, piece: _Piece, at: int, block: bytes) -> None:
+    def _put(self, piece: _Piece, at: int, block: memoryview) -> None:
         """Write the part of `block` that is still `piece`'s, and count it."""
         with self._state:
             if self._stop.is_set():
                 raise Transient("stopped")
             size = min(len(block), piece.end - at)
             piece.claimed = at + size
-        data = block if size == len(block) else block[:size]
+        data = block[:size]
         if at == 0:
             self._look_at_start(data)
         if not self._compare:
@@ -442,8 +445,7 @@ class Mover:
         if due and not self._compare:
             self._note()
 
-    def _write(self, at: int, data: bytes) -> None:
-        view = memoryview(data)
+    def _write(self, at: int, view: memoryview) -> None:
         try:
             while view:
                 written = os.pwrite(self._target, view, at)
@@ -451,10 +453,11 @@ class Mover:
         except OSError as error:
             raise _cannot_write(self._content, error) from error
 
-    def _look_at_start(self, data: bytes) -> None:
+    def _look_at_start(self, data: memoryview) -> None:
         """Stop at the first bytes where they are not a model's, not after 20 GB."""
-        if not b"GGUF".startswith(data[:4]):
-            raise _changed(self._content, f"is not a GGUF file: it begins with {data[:12]!r}")
+        start = bytes(data[:12])
+        if not b"GGUF".startswith(start[:4]):
+            raise _changed(self._content, f"is not a GGUF file: it begins with {start!r}")
 
     def _note(self) -> None:
         """Write the journal, unless another thread is at it."""
@@ -476,18 +479,20 @@ class Mover:
 
     def _sync(self) -> None:
         """Let the disk take what came, once in a while, and note that it did."""
-        synced = self.received
-        while not self._stop.wait(SYNC_S) and (self._todo or self._active):
+        synced, wait_s = self.received, SYNC_S
+        while not self._stop.wait(wait_s) and (self._todo or self._active):
             if self.received > synced:
-                synced, spans = self.received, self._have()
+                synced, spans, began = self.received, self._have(), time.monotonic()
                 getattr(os, "fdatasync", os.fsync)(self._target)
                 if self._stop.is_set():
                     return
                 self._journal.save(spans, self._inode, synced=True)
+                wait_s = max(SYNC_S, SYNC_SHARE * (time.monotonic() - began))
 
     def _follow(self) -> None:
         """Compute the checksum behind the bytes as they come."""
         digest, at = hashlib.sha256(), 0
+        file, buffer = io.FileIO(self._target, closefd=False), memoryview(bytearray(BLOCK))
         while at < self._content.size:
             with self._state:
                 ready = min((p.at for p in (*self._todo, *self._active) if p.at < p.end),
@@ -495,11 +500,11 @@ class Mover:
             if ready == at and self._stop.wait(HASH_NAP_S):
                 return
             while at < ready and not self._stop.is_set():
-                data = os.pread(self._target, min(BLOCK, ready - at), at)
-                if not data:
+                count = file.readinto(buffer[: ready - at])
+                if not count:
                     raise _changed(self._content, "was cut short on disk by someone else")
-                digest.update(data)
-                at += len(data)
+                digest.update(buffer[:count])
+                at += count
                 self._hashed = at
             if self._stop.is_set():
                 return
