@@ -27,7 +27,8 @@ def line(outcome: Outcome) -> str:
     if outcome.stop == "skipped":
         return f"skip  {outcome.prompt}: {outcome.why}"
     tokens = f"{outcome.reasoning_tokens:,}+{outcome.answer_tokens:,} tokens"
-    why = f": {outcome.found or 'nothing'}; {outcome.why}" if outcome.right is not True else ""
+    found = clip(outcome.found, 60) or "nothing"
+    why = f": {found}; {outcome.why}" if outcome.right is not True else ""
     text = f"{WORDS[outcome.right]:5} {outcome.prompt} ({outcome.total_s:.1f} s, {tokens}){why}"
     return " ".join(visible(text).split("\n"))
 
