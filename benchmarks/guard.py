@@ -36,7 +36,8 @@ from qwqcli.template import DEFAULT, ChatTemplate
 SHORTEST, LONGEST = 4_000, 120_000
 PIECE = 4  # characters fed at once, about a token
 A_KIND = 400  # documents of a kind at most
-CHARACTERS_A_TOKEN = 4
+CHARACTERS_A_TOKEN = 4  # of English; Chinese has 1.5 to 1.8 (Qwen's documentation, Key Concepts)
+CHINESE_A_TOKEN = 1.5
 
 
 def files(folder: str | Path, pattern: str, but: str = "\0") -> list[Path]:
@@ -190,13 +191,13 @@ def detection(random: random.Random) -> None:
     """After an honest beginning, how many tokens of a loop pass before the guard speaks."""
     beginnings = [text for text in manual(files("/usr/share/man/man1", "*.gz")) if len(text) > 8000]
     for kind in cycles(random):
-        delays = []
+        delays, size = [], CHINESE_A_TOKEN if "Chinese" in kind else CHARACTERS_A_TOKEN
         for _ in range(20):
             start = random.choice(beginnings)[: random.randrange(0, 8000)]
             rounds = cycles(random)[kind]
             loop = "".join(itertools.islice(map(rounds, itertools.count(1)), 40_000))[:40_000]
             found = [at for at in alarms(start + loop) if at > len(start)]
-            delays.append((found[0] - len(start)) / CHARACTERS_A_TOKEN if found else float("inf"))
+            delays.append((found[0] - len(start)) / size if found else float("inf"))
         seen = [delay for delay in delays if delay < float("inf")]
         middle = (
             f"after {statistics.median(seen):,.0f} tokens, {max(seen):,.0f} at most" if seen else ""
