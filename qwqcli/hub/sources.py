@@ -376,17 +376,15 @@ def _with_default(want: Want) -> Want:
 
 
 def _nothing(want: Want, every: Sequence[Offer]) -> UsageError:
-    where = want.repo or "Any repository of QwQ-32B"
-    what = want.file or want.quantization or "model file"
+    what = want.file or want.quantization or "GGUF file"
+    said = f"{want.repo} has no {what}" if want.repo else f"No repository of QwQ-32B has {what}"
     if not every:
-        return UsageError(
-            f"{where} has no GGUF file.", f"See what there is: qwq pull {QWQ_REPOS[0]}"
-        )
+        return UsageError(f"{said}.", f"See what there is: qwq pull {QWQ_REPOS[0]}")
     by_name = {offer.quantization or offer.files[0].path: offer for offer in reversed(every)}
     close = difflib.get_close_matches(want.file or want.quantization, by_name, n=1, cutoff=0.0)
     hint = f"{want.repo}:{close[0]}" if want.repo else close[0].lower()
     kept = [offer for offer in every if offer is by_name[offer.quantization or offer.files[0].path]]
-    return UsageError(f"{where} has no {what}. There is: {_table(kept)}.", f"qwq pull {hint}")
+    return UsageError(f"{said}. There is: {_table(kept)}.", f"qwq pull {hint}")
 
 
 def _table(every: Sequence[Offer]) -> str:
