@@ -240,7 +240,8 @@ def test_ctrl_c_at_any_moment_is_no_accident(
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
-    assert process.returncode in (0, 130), err
+    by_signal = -signal.SIGINT  # while Python starts or ends; a shell says 130 for it as well
+    assert process.returncode in (0, 130, by_signal), err
     assert "Traceback" not in err
     world.server.rate = 0
     result = qwq("pull", "q4_k_m", environ=person)
