@@ -297,23 +297,6 @@ def test_ctrl_c_at_any_moment(delay: float, environ: dict[str, str]) -> None:
     assert b"Traceback" not in err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on address space that holds")
-def test_memory_that_is_refused(smollm: Path, environ: dict[str, str]) -> None:
-    """Memory that seemed free and is refused is planned with less, then ends in a clear error."""
-    ask = f"'{sys.executable}' -m qwqcli ask -m '{smollm}' --ctx 8192 hi"
-    done = subprocess.run(
-        ["sh", "-c", f"ulimit -v 600000; {ask}"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env=environ,
-    )
-    said = done.stderr.decode()
-    assert done.returncode == 3, said
-    assert said.count("It is started again with less memory.") == 3
-    assert "could not set up a context of 8,192 tokens" in said
-    assert "--ctx 4096" in said
-
-
 def test_closed_pipe_is_quiet(environ: dict[str, str]) -> None:
     """A reader that leaves (`| head -c 1`) ends the command without a word."""
     child = spawn("ask", "--stream-json", QUESTION, environ=environ)
