@@ -19,6 +19,7 @@ NO_GPU = "all layers on the CPU"  # how EngineInfo.placement begins where that i
 MEMORY_WORDS = (
     *("out of memory", "outofmemory", "memoryerror", "bad_alloc", "memory allocation"),
     *("failed to allocate", "unable to allocate", "cannot allocate memory"),
+    "mem_buffer != null",  # what ggml asserts of its own small buffers
 )
 RETRIES = 3  # of a load for which memory was refused, each with less
 
