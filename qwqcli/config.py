@@ -19,6 +19,8 @@ from qwqcli.messages import Budget, Sampling
 
 Thinking = Literal["show", "fold", "hide"]
 FlashAttn = Literal["auto", "on", "off"]
+Display = Literal["auto", "plain"]
+Editing = Literal["emacs", "vi"]
 KV = Literal["f16", "q8_0", "q4_0"]  # types of the KV cache
 
 
@@ -43,6 +45,8 @@ class Settings:
     gpu_layers: int | None = None  # None: as many as fit
     kv: KV | None = None  # None: f16 while there is room
     flash_attn: FlashAttn | None = None  # None: what the plan says
+    display: Display = "auto"  # plain: nothing is redrawn, for screen readers
+    editing: Editing = "emacs"  # keys of the prompt
 
     @property
     def sampling(self) -> Sampling:
@@ -159,6 +163,17 @@ def convert(name: str, value: Any, source: str) -> Any:
     if get_origin(wanted) is Literal:
         return _choice(name, value, get_args(wanted), source)
     return _in_range(name, _number_or_text(name, value, wanted, source), source)
+
+
+def typed(name: str, text: str, source: str) -> Any:
+    """The setting `name` from what a person typed; `none` where it may be unset."""
+    optional = type(None) in get_args(get_type_hints(Settings).get(name))
+    return convert(name, None if optional and text in ("none", "null") else text, source)
+
+
+def shown(value: Any) -> str:
+    """A value as one types it."""
+    return "none" if value is None else '""' if value == "" else str(value)
 
 
 def nearest(name: str, known: Any) -> str:

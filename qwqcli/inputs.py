@@ -5,6 +5,7 @@ Only text passes: bytes that are not UTF-8, or that hold a NUL, are refused with
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qwqcli.errors import UsageError
+
+LARGEST = 4_000_000  # bytes of one file; at about 4 a token, many times any context
+MOST = 100  # files of one folder
 
 _UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
@@ -30,11 +34,14 @@ def with_attachments(question: str, attachments: Sequence[Attachment]) -> str:
     return "\n\n".join(part for part in parts if part.strip())
 
 
+def fence(text: str) -> str:
+    """Backticks that no line of `text` can end."""
+    return "`" * max([3, *(len(run) + 1 for run in re.findall(r"`{3,}", text))])
+
+
 def _fenced(file: Attachment) -> str:
-    """The file between fences that are longer than any in it."""
-    runs = re.findall(r"^ {0,3}(`{3,})", file.text, re.MULTILINE)
-    fence = "`" * max([3, *(len(run) + 1 for run in runs)])
-    return f"{file.name}:\n{fence}\n{file.text}\n{fence}"
+    around = fence(file.text)
+    return f"{file.name}:\n{around}\n{file.text}\n{around}"
 
 
 def read_prompt(words: Sequence[str], piped: BinaryIO | None, files: Sequence[Path]) -> str:
@@ -54,16 +61,39 @@ def read_prompt(words: Sequence[str], piped: BinaryIO | None, files: Sequence[Pa
 
 
 def read_file(path: Path) -> str:
-    """The text of a file, without the line end at its end."""
+    """The text of a file, without the line end at its end. Raises UsageError."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
     except FileNotFoundError as error:
-        raise UsageError(f"There is no file {path}.", "Check the name given to --file") from error
+        raise UsageError(f"There is no file {path}.", "Check the name") from error
     except IsADirectoryError as error:
-        raise UsageError(f"{path} is a folder.", "Give --file once for each file in it") from error
+        raise UsageError(f"{path} is a folder.", "Give the files in it, one by one") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(data) > LARGEST:
+        raise UsageError(
+            f"{path} has more than {LARGEST // 1_000_000} MB, which no model can read at once.",
+            "Give the part that matters",
+        )
     return decode(data, str(path)).strip("\r\n")
+
+
+def text_files(folder: Path) -> list[Attachment]:
+    """The text files in a folder and below it, by their paths; hidden and binary ones are left out.
+
+    Raises UsageError if there are more than MOST.
+    """
+    found: list[Attachment] = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).parts
+        if any(part.startswith(".") for part in inside) or not path.is_file():
+            continue
+        with contextlib.suppress(UsageError):
+            found.append(Attachment(str(path), read_file(path)))
+        if len(found) > MOST:
+            raise UsageError(f"{folder} holds more than {MOST} text files.", "Give those you mean")
+    return found
 
 
 def decode(data: bytes, source: str) -> str:

@@ -183,6 +183,12 @@ def _block_starts(text: str) -> tuple[list[tuple[int, bool]], str]:
     return starts, last
 
 
+def code_blocks(text: str) -> list[str]:
+    """The contents of all blocks of code in a text, without the newline at their ends."""
+    kinds = ("fence", "code_block")
+    return [t.content.rstrip("\n") for t in _parser().parse(text) if t.type in kinds]
+
+
 @lru_cache(maxsize=1)
 def _parser() -> MarkdownIt:
     """CommonMark with tables, where HTML and LaTeX stay text and nothing written vanishes."""

@@ -197,6 +197,7 @@ class Screen:
         self.out = Output(out, environ, size)
         self.err = Output(err, environ, size)
         self.clock = clock
+        self.environ = environ
         self._plain = (out, err, {**environ, "TERM": "dumb"}, clock, size)
 
     def plain(self) -> Screen:

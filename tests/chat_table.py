@@ -39,6 +39,9 @@ class Typed:
     def ask(self, question: str) -> str:
         return next(self._lines, None) or ""
 
+    def edit(self, text: str) -> str:
+        return f"{text} edited"
+
 
 class Table:
     """A chat on a terminal that is a string, with engines that follow scripts."""

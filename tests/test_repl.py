@@ -120,6 +120,9 @@ def test_an_empty_line_asks_nothing() -> None:
         ("//help me", ("", "", "/help me")),
         ("// a comment", ("", "", "// a comment")),
         ("1/2?", ("", "", "1/2?")),
+        ('"""\n/help\nme\n"""', ("", "", "/help\nme")),
+        ('"""a "b" c"""', ("", "", 'a "b" c')),
+        ('"""open', ("", "", '"""open')),
     ],
 )
 def test_parse(line: str, parsed: tuple[str, str, str]) -> None:
@@ -143,7 +146,7 @@ def test_help_lists_every_command() -> None:
     table.type("/help")
     for command in COMMANDS:
         assert f"/{command.name}" in table.text
-        assert (f"/{command.name}", command.help) in completions("/")
+        assert (f"/{command.name}", command.help) in completions(table.chat, "/")
         assert find_command(command.name) is command
 
 
@@ -209,14 +212,6 @@ def test_a_model_that_cannot_be_opened_leaves_the_old_one() -> None:
     assert "The model is scripted." in table.text
 
 
-def test_completions() -> None:
-    """Commands and the values of their arguments are offered, for text nothing."""
-    assert [word for word, _ in completions("/st")] == ["/stats"]
-    assert [word for word, _ in completions("/think ")] == ["show", "fold", "hide", "on", "off"]
-    assert [word for word, _ in completions("/think h")] == ["hide"]
-    assert completions("/model q") == completions("what is /") == completions("") == []
-
-
 # --- the line editor ---------------------------------------------------------------------------
 
 
@@ -249,6 +244,9 @@ def submitted(history: Path, text: str) -> list[str]:
         ("Alt+Enter is a newline", "a\x1b\rb\r", ["a\nb"]),
         ("Ctrl+J is a newline", "a\nb\r", ["a\nb"]),
         ("a backslash continues the line", "a\\\rb\r", ["a\nb"]),
+        ("triple quotes hold many lines", '"""a\rb"\r\rc"""\r', ['"""a\nb"\n\nc"""']),
+        ("a suggestion is taken", "hello\rhe\x1b[C\r", ["hello", "hello"]),
+        ("Ctrl-R searches", "alpha\rbeta\r\x12alp\r\r", ["alpha", "beta", "alpha"]),
         ("a backslash within does not", "a\\b\r", ["a\\b"]),
         ("a paste is one prompt", PASTE.format("a\r\nb\rc\n") + "\r", ["a\nb\nc\n"]),
         ("a paste goes between what is typed", "<" + PASTE.format("x\ny") + ">\r", ["<x\ny>"]),

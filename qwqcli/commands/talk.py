@@ -124,6 +124,9 @@ def chat(
     latest: Annotated[
         bool, typer.Option("--continue", "-c", help="Go on with the latest session.")
     ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Redraw nothing: for screen readers and logs.")
+    ] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Keep nothing on disk.")] = False,
     model: Model = None,
     thinking: Think = None,
@@ -151,11 +154,16 @@ def chat(
 
     env: Env = ctx.obj
     settings = settings_of(ctx)
+    if plain:
+        settings = replace(settings, display="plain")
     paths = config.paths(env.environ)
 
     def open_model(name: str) -> ProcessEngine:
         wanted = replace(settings, model=name)
         return open_engine(check_model(wanted, force, env.environ).path, wanted, paths.cache)
+
+    def check(wanted: config.Settings) -> None:
+        check_model(wanted, force, env.environ)
 
     if session and not resume:
         raise UsageError("qwq chat takes no words.", f"qwq ask, or qwq chat --resume {session}")
@@ -166,4 +174,5 @@ def chat(
         given=frozenset(name for name in ("model", "system") if ctx.params[name] is not None),
     )
     screen = Screen(env.stdout, env.stderr, env.environ)
-    raise typer.Exit(repl.run_chat(open_model, settings, paths, screen, env.stdin, opening))
+    code = repl.run_chat(open_model, settings, paths, screen, env.stdin, opening, check)
+    raise typer.Exit(code)

@@ -11,6 +11,7 @@ of its input. Non-goals: drawing (`render`), finding models (the caller's `open_
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -52,16 +53,18 @@ def run_chat(
     screen: Screen | None = None,
     stdin: TextIO | None = None,
     opening: Opening | None = None,
+    check: Callable[[Settings], None] = lambda settings: None,
 ) -> int:
     """Chat until the person leaves; returns the exit code.
 
     `open_model(name)` returns at once and loads behind the engine's back; for a name that cannot
-    be opened it raises a QwqError, which passes through here for the first model.
+    be opened it raises a QwqError, which passes through here for the first model. `check` raises
+    one for settings that make no sense for their model.
     """
     screen = screen or Screen(sys.stdout, sys.stderr, os.environ)
     stdin = stdin or sys.stdin
     opening = opening or Opening()
-    live = screen.out.live and stdin.isatty()
+    live = screen.out.live and stdin.isatty() and settings.display != "plain"
     screen = screen if live else screen.plain()
     plain = PlainPrompt(stdin, screen.out)
     with contextlib.ExitStack() as stack:
@@ -81,6 +84,7 @@ def run_chat(
             settled = replace(settled, model=settings.model)
             engine = open_model(settled.model)
         chat = Chat(open_model, engine, settled, screen, store)
+        chat.check = check
         stack.enter_context(contextlib.closing(chat))
         chat.library = lambda: prompts.library(paths)
         if live:
@@ -93,7 +97,10 @@ def run_chat(
             chat.say("There is no session to continue; this is a new one.")
         chat.prompt = plain
         if keyboard:
-            _connect(chat, keyboard, TerminalPrompt(paths.input_history, chat.say, completions))
+            offers = functools.partial(completions, chat)
+            vi = settings.editing == "vi"
+            prompt = TerminalPrompt(paths.input_history, chat.say, offers, vi=vi)
+            _connect(chat, keyboard, prompt)
         converse(chat)
         return 0 if live else chat.exit_code
 

@@ -74,6 +74,7 @@ class Chat:
         self.leaving = False
         self.exit_code = 0  # of the last error, for those who chat through a pipe
         self.engine = engine
+        self.check: Callable[[Settings], None] = lambda settings: None  # refuses what is senseless
         self._open_model = open_model
 
     def close(self) -> None:

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import qwqcli.repl.actions as actions
+import qwqcli.repl.files as files
 import qwqcli.repl.thoughts as thoughts
 import qwqcli.repl.turns as turns
+import qwqcli.repl.window as window
 from qwqcli.errors import QwqError
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.insert import insert
+from qwqcli.repl.completion import Values, models, paths, sessions, settings, values
+from qwqcli.repl.prompt import last_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Command:
     argument: str  # as /help shows it
     help: str
     run: Callable[[Chat, str], None]
-    values: tuple[str, ...] = ()  # what completion offers for the argument
+    values: Values = ()  # what completion offers for the argument
     aliases: tuple[str, ...] = ()
 
 
@@ -31,8 +35,12 @@ def parse(line: str) -> tuple[str, str, str]:
     """Split a submitted text into (command, argument, "") or ("", "", text for the model).
 
     A command is a slash and letters, so `/etc/hosts is what?` is text. `//help` is the text
-    `/help`; a `//` before anything else, as in a comment, stays as it is.
+    `/help`; a `//` before anything else, as in a comment, stays as it is. What stands between
+    triple quotes is text without them.
     """
+    quoted = re.fullmatch(r'\s*"""\n?(.*?)\n?"""\s*', line, re.DOTALL)
+    if quoted:
+        return "", "", quoted[1]
     match = re.match(r"\s*(/{1,2})([A-Za-z]+)(?=\s|$)\s*(.*)", line, re.DOTALL)
     if match is None:
         return "", "", line
@@ -47,10 +55,11 @@ def obey(chat: Chat, line: str) -> None:
     try:
         name, argument, text = parse(line)
         if name:
-            chat.edited = None
+            if chat.edited and name != "file":  # the edit is given up
+                chat.edited, chat.attached = None, []
             find_command(name).run(chat, argument)
         elif text.strip():
-            chat.ask(text)
+            files.ask(chat, text)
     except QwqError as error:
         chat.complain(error)
 
@@ -94,7 +103,7 @@ COMMANDS = (
     ),
     Command("answer", "", "answer from what was thought so far", thoughts.answer),
     Command("stats", "", "figures after each reply: on or off", actions.stats),
-    Command("model", "[NAME]", "show or change the model", actions.model),
+    Command("model", "[NAME]", "show or change the model", actions.model, models),
     Command("system", "[TEXT]", "show or set the system prompt; 'none' removes it", actions.system),
     Command("prompt", "NAME [TEXT]", "a prompt of the library as the next question", insert),
     Command("regen", "", "ask the last question again; earlier answers are kept", turns.regenerate),
@@ -104,13 +113,27 @@ COMMANDS = (
     Command("undo", "", "take back the last question and its answer", turns.undo),
     Command("branch", "[NAME]", "go on in a copy; this session stays as it is", turns.branch_off),
     Command("name", "[NAME]", "name this session", turns.name),
-    Command("resume", "[NAME|ID]", "go on with another session", turns.resume),
+    Command("resume", "[NAME|ID]", "go on with another session", turns.resume, sessions),
+    Command(
+        "file", "[PATH...|none]", "attach text files to the next question", files.attach, paths
+    ),
+    Command("save", "FILE", "write the conversation as .md, .html or .json", files.save, paths),
+    Command("copy", "[answer|code|thought]", "copy the last one", files.copy, files.WHAT),
+    Command("editor", "[last]", "write the next question in your editor", files.editor, ("last",)),
+    Command("set", "[NAME [VALUE]]", "show or change a setting", window.change, settings),
+    Command("context", "", "what fills the context window", window.context),
     Command("exit", "", "leave", actions.leave, aliases=("quit", "bye")),
 )
 KEYS = [
     ("Alt+Enter, Ctrl+J", "a new line; so does a \\ before Enter"),
     ("Ctrl+N", "while it thinks: answer now"),
     ("Ctrl+O", "unfold or fold thoughts; at the prompt: the last one"),
+    ('"""', "begins and ends a text of many lines"),
+    ("@path", "in a question: attaches that text file"),
+    ("Tab", "completes commands, their values, and paths"),
+    ("Ctrl+R", "search what was typed before; arrow-right takes a suggestion"),
+    ("Ctrl+X Ctrl+E", "edit the line in your editor"),
+    ("Ctrl+Z", "suspend; `fg` comes back"),
     ("Ctrl+C", "stop the reply; clear the line; twice on an empty line: leave"),
     ("//word ...", "send a line that begins with /word to the model"),
 ]
@@ -124,14 +147,17 @@ def manual() -> str:
     return "\n".join(["| command or key | what it does |", "|---|---|", *lines])
 
 
-def completions(text: str) -> list[tuple[str, str]]:
+def completions(chat: Chat, text: str) -> list[tuple[str, str]]:
     """What may follow `text`: (the word that ends it, complete; what that does)."""
-    match = re.fullmatch(r"/(?:([a-z]+)[ ]+)?(\S*)", text)
+    word = last_word(text)
+    if word.startswith("@"):
+        return [(f"@{path}", "") for path in values(paths, chat, word[1:])]
+    match = re.fullmatch(r"/([a-z]*)([ ]*)(.*)", text)
     if match is None:
         return []
-    name, word = match.groups()
-    if name is None:
+    name, blank, argument = match.groups()
+    if not blank:
         offers = [(f"/{command.name}", command.help) for command in COMMANDS]
         return [offer for offer in offers if offer[0].startswith(text)]
-    values = next((c.values for c in COMMANDS if c.name == name), ())
-    return [(value, "") for value in values if value.startswith(word)]
+    offered = next((c.values for c in COMMANDS if c.name == name), ())
+    return [(value, "") for value in values(offered, chat, argument)]

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from qwqcli.errors import UsageError
 from qwqcli.terminal import Output
 
 if TYPE_CHECKING:
@@ -28,6 +33,7 @@ FOLD_CHARACTERS = 5_000  # a longer paste is one word in the line: laying it out
 LONG_HISTORY = 4_000_000  # bytes; reading that many takes about 0.1 s
 PROMPT = "> "
 REPLY_KEYS = ("c-c", "c-n", "c-o")  # stop, answer now, fold: as prompt_toolkit names them
+QUOTES = '"""'
 
 
 class Prompt(Protocol):
@@ -41,6 +47,10 @@ class Prompt(Protocol):
         """One short answer, which is not kept. Raises KeyboardInterrupt if there is none."""
         ...
 
+    def edit(self, text: str) -> str:
+        """`text` after the person changed it in an editor. Raises UsageError."""
+        ...
+
 
 class NoPrompt:
     """Nobody types anything."""
@@ -50,6 +60,9 @@ class NoPrompt:
 
     def ask(self, question: str) -> str:
         raise KeyboardInterrupt
+
+    def edit(self, text: str) -> str:
+        return text
 
 
 class PlainPrompt:
@@ -68,9 +81,13 @@ class PlainPrompt:
             if not line and not lines:
                 raise EOFError
             text = line.rstrip("\n")
-            if not line or not text.endswith("\\"):
-                return "\n".join([*lines, text])
-            lines.append(text[:-1])
+            whole = "\n".join([*lines, text])
+            if line and open_quotes(whole):
+                lines.append(text)
+            elif line and text.endswith("\\"):
+                lines.append(text[:-1])
+            else:
+                return whole
 
     def ask(self, question: str) -> str:
         self._out.write(question)
@@ -78,6 +95,15 @@ class PlainPrompt:
         if not line:
             raise KeyboardInterrupt
         return line.rstrip("\n")
+
+    def edit(self, text: str) -> str:
+        raise UsageError("The editor needs a terminal.", "Type the question")
+
+
+def open_quotes(text: str) -> bool:
+    """Whether `text` begins with triple quotes that nothing has closed yet."""
+    text = text.strip()
+    return text.startswith(QUOTES) and (len(text) < 6 or not text.endswith(QUOTES))
 
 
 def ask_line(question: str) -> str:
@@ -116,10 +142,16 @@ class TerminalPrompt:
     """A line editor with history, completion, several lines and pastes of any size."""
 
     def __init__(
-        self, history: Path, say: Callable[[str], None], complete: Complete = lambda text: []
+        self,
+        history: Path,
+        say: Callable[[str], None],
+        complete: Complete = lambda text: [],
+        *,
+        vi: bool = False,
     ) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.application.current import get_app
+        from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
         from prompt_toolkit.filters import Condition
 
         self._say = say
@@ -135,7 +167,13 @@ class TerminalPrompt:
             history=self._history,
             completer=_completer(complete),
             # room for the menu is only taken where there can be one
-            complete_while_typing=Condition(lambda: get_app().current_buffer.text[:1] == "/"),
+            complete_while_typing=Condition(
+                lambda: _may_complete(get_app().current_buffer.document.text_before_cursor)
+            ),
+            auto_suggest=AutoSuggestFromHistory(),
+            vi_mode=vi,
+            enable_open_in_editor=True,
+            tempfile_suffix=".md",
             key_bindings=self._bindings(),
             enable_suspend=True,
         )
@@ -164,8 +202,14 @@ class TerminalPrompt:
         store_typeahead(source, kept)
         return [*answer, *(key for press in typed for key in REPLY_KEYS if press.key == key)]
 
+    def edit(self, text: str) -> str:
+        return edit_text(text)
+
     def _submit(self, event: KeyPressEvent) -> None:
         buffer = event.current_buffer
+        if open_quotes(buffer.text):
+            buffer.insert_text("\n")
+            return
         if buffer.text.endswith("\\") and buffer.document.is_cursor_at_the_end:
             buffer.delete_before_cursor()
             buffer.insert_text("\n")
@@ -193,7 +237,7 @@ class TerminalPrompt:
         text = buffer.document.text_before_cursor
         words = [word for word, _ in self._offers(text)]
         common = os.path.commonprefix(words)  # noqa: RUF071  words, not paths
-        missing = common[len(text.rpartition(" ")[2]) :]
+        missing = common[len(last_word(text)) :]
         if missing:
             buffer.insert_text(missing)
         elif buffer.complete_state:
@@ -239,6 +283,39 @@ def _without_answer(typed: list[KeyPress]) -> tuple[list[KeyPress], list[str]]:
     return typed, []
 
 
+def edit_text(text: str) -> str:
+    """`text` after $VISUAL or $EDITOR changed it. Raises UsageError."""
+    named = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    command = shlex.split(named) if named else []
+    if not command:
+        command = [next(filter(shutil.which, ("nano", "vi", "notepad")), "")]
+    handle, path = tempfile.mkstemp(suffix=".md")  # only its owner may read it
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        subprocess.run([*command, path], check=True)
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UsageError(
+            f"The editor {command[0]} failed: {error}.", "export EDITOR=nano"
+        ) from error
+    finally:
+        os.unlink(path)
+
+
+def _may_complete(text: str) -> bool:
+    return text.startswith("/") or last_word(text).startswith("@")
+
+
+def last_word(text: str) -> str:
+    """What stands after the last blank that no backslash keeps."""
+    at = len(text)
+    while at and not (text[at - 1].isspace() and text[at - 2 : at - 1] != "\\"):
+        at -= 1
+    return text[at:]
+
+
 def _open_history(path: Path, say: Callable[[str], None]) -> History:
     """What was typed before, from a file that only its owner reads; in memory if need be."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory, ThreadedHistory
@@ -262,7 +339,7 @@ def _completer(complete: Complete) -> Completer:
             self, document: Document, complete_event: CompleteEvent
         ) -> Iterable[Completion]:
             text = document.text_before_cursor
-            start = -len(text.rpartition(" ")[2])
+            start = -len(last_word(text))
             for word, meta in complete(text):
                 yield Completion(word, start, display_meta=meta)
 
