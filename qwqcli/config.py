@@ -7,6 +7,8 @@ Nothing is read or created at import; a missing file is an empty one. Folders ar
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -141,6 +143,47 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"The settings file {path} must hold lines like `thinking: fold`.")
     return content
+
+
+def origins(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where each setting comes from: a variable, the settings file, or the defaults."""
+    path = paths(environ).settings_file
+    origins = dict.fromkeys((field.name for field in fields(Settings)), "default")
+    origins |= dict.fromkeys(read_file(path), str(path))
+    return origins | {name: f"QWQ_{name.upper()}" for name in from_environ(environ)}
+
+
+def write(path: Path, name: str, value: Any) -> None:
+    """Set one line of the settings file. Raises UsageError where that is not one line."""
+    from qwqcli import yaml_file
+
+    wanted = {**read_file(path), name: value}
+    line = f"{name}: {json.dumps(value, ensure_ascii=False)}"  # JSON's scalars are YAML
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    pattern = re.compile(rf"^{name}[ ]*:[^\n#]*?(?=[ ]*(?:#[^\n]*)?$)", re.MULTILINE)
+    text, changed = pattern.subn(lambda _: line, text, count=1)
+    if not changed:
+        text += ("" if not text or text.endswith("\n") else "\n") + line + "\n"
+    if yaml_file.parse(text, path).content != wanted:
+        raise UsageError(f"{name} stands in {path} in more than one line.", "qwq config edit")
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the settings file as a whole; half of it is never there. Raises UsageError."""
+    new = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def commented_defaults() -> str:
+    """A settings file that changes nothing and shows every setting."""
+    rows = [f"# {f.name}: {json.dumps(f.default)}\n" for f in fields(Settings)]
+    return "# Settings of qwq; take away a # to change one.\n" + "".join(rows)
 
 
 def from_environ(environ: Mapping[str, str]) -> dict[str, str]:

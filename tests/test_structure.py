@@ -56,7 +56,16 @@ OWNERS = {
         "commands",
         *(
             f"commands.{name}"
-            for name in ("bench", "files", "machine", "prompts", "suites", "talk")
+            for name in (
+                "bench",
+                "files",
+                "machine",
+                "prompts",
+                "sessions",
+                "settings",
+                "suites",
+                "talk",
+            )
         ),
     },
     "markdown_it": {"markdown"},

@@ -16,6 +16,7 @@ from typing import Annotated, Any, BinaryIO, TextIO
 import typer
 
 from qwqcli import catalog, config, quants
+from qwqcli.commands.complete import model_names
 from qwqcli.errors import UsageError
 from qwqcli.gguf import read_file_header
 
@@ -46,7 +47,12 @@ class Env:
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A model's name, or the path of a GGUF file."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model's name, or the path of a GGUF file.",
+        autocompletion=model_names,
+    ),
 ]
 Think = Annotated[
     str | None, typer.Option("--thinking", help="The thought: show, fold or hide it.")

@@ -34,6 +34,7 @@ from qwqcli.commands import (
     TopP,
     app,
     check_model,
+    complete,
     settings_of,
 )  # fmt: skip
 from qwqcli.engine.process import ProcessEngine, open_engine
@@ -116,7 +117,12 @@ def ask(
 def chat(
     ctx: typer.Context,
     session: Annotated[
-        str | None, typer.Argument(metavar="[NAME|ID]", help="The session for --resume.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME|ID]",
+            help="The session for --resume.",
+            autocompletion=complete.session_names,
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", "-r", help="Go on with a session; alone: choose one.")

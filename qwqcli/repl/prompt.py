@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -256,18 +256,21 @@ class TerminalPrompt:
 
     def _bindings(self) -> KeyBindings:
         from prompt_toolkit.application import run_in_terminal
+        from prompt_toolkit.enums import DEFAULT_BUFFER
+        from prompt_toolkit.filters import has_focus
         from prompt_toolkit.key_binding import KeyBindings
         from prompt_toolkit.keys import Keys
 
         bindings = KeyBindings()
-        bindings.add("enter")(self._submit)
-        bindings.add("tab")(self._complete)
-        bindings.add("c-c")(self._interrupt)
+        line = has_focus(DEFAULT_BUFFER)  # not while Ctrl-R searches, where they end the search
+        bindings.add("enter", filter=line)(self._submit)
+        bindings.add("tab", filter=line)(self._complete)
+        bindings.add("c-c", filter=line)(self._interrupt)
         bindings.add("c-o")(lambda event: run_in_terminal(self.show_thought))
-        bindings.add("<sigint>")(self._interrupt)
+        bindings.add("<sigint>", filter=line)(self._interrupt)
         bindings.add(Keys.BracketedPaste)(self._paste)
         for keys in (("escape", "enter"), ("c-j",)):
-            bindings.add(*keys)(self._newline)
+            bindings.add(*keys, filter=line)(self._newline)
         return bindings
 
 
@@ -284,24 +287,49 @@ def _without_answer(typed: list[KeyPress]) -> tuple[list[KeyPress], list[str]]:
 
 
 def edit_text(text: str) -> str:
-    """`text` after $VISUAL or $EDITOR changed it. Raises UsageError."""
-    named = os.environ.get("VISUAL") or os.environ.get("EDITOR")
-    command = shlex.split(named) if named else []
-    if not command:
-        command = [next(filter(shutil.which, ("nano", "vi", "notepad")), "")]
+    """`text` after the person changed it in an editor. Raises UsageError."""
     handle, path = tempfile.mkstemp(suffix=".md")  # only its owner may read it
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        subprocess.run([*command, path], check=True)
+        run_editor(path)
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().rstrip("\n")
+    finally:
+        os.unlink(path)
+
+
+def run_editor(path: str) -> None:
+    """Wait until $VISUAL, $EDITOR or what is there was left. Raises UsageError."""
+    named = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
+    command = shlex.split(named) or [next(filter(shutil.which, ("nano", "vi", "notepad")), "vi")]
+    try:
+        subprocess.run([*command, path], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise UsageError(
             f"The editor {command[0]} failed: {error}.", "export EDITOR=nano"
         ) from error
-    finally:
-        os.unlink(path)
+
+
+def forget(history: Path, texts: Sequence[str]) -> None:
+    """Take what was asked out of the history of the prompt."""
+    gone = {text.encode("utf-8", "replace").decode("utf-8") for text in texts}
+    try:
+        entries = history.read_text(encoding="utf-8", errors="replace").split("\n# ")
+    except OSError:
+        return
+    kept = [entry for entry in entries if _entry_text(entry) not in gone]
+    if len(kept) < len(entries):
+        new = history.with_name(history.name + ".new")
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT, 0o600))
+        new.write_text("\n# ".join(kept), encoding="utf-8")
+        new.replace(history)
+
+
+def _entry_text(entry: str) -> str:
+    """What was typed, of an entry of prompt_toolkit's FileHistory: lines that begin with +."""
+    lines = entry.split("\n")
+    return "\n".join(line[1:] for line in lines if line.startswith("+"))
 
 
 def _may_complete(text: str) -> bool:
