@@ -1,0 +1,514 @@
+"""Dialogues with `qwq chat` and the built-in model in a pseudo-terminal, as a person has them.
+
+What is asserted is what stands on the screen; where a line may be wrapped, without its blanks.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import signal
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pyte
+import pytest
+
+from tests.test_terminal import CTRL_C, CTRL_D, ROOT, Emulator, Terminal
+
+ENTER, TAB, CTRL_Z = "\r", "\t", "\x1a"
+SUM = "What is 47 + 86?"
+# long enough to be interrupted while it thinks
+LONG = "What is 473829 * 86?"
+
+HOSTILE = [
+    "\x1b]0;title\x07",  # window title
+    "\x1b]52;c;aGk=\x07",  # clipboard
+    "\x1b[6n",  # makes the terminal type its cursor's position
+    "\x1b[c",  # makes it type what it is
+    "\x1bP+q544e\x1b\\",  # DECRQSS and termcap queries
+    "\x1b]8;;http://x\x07link\x1b]8;;\x07",  # a link that says something else
+    "\x1b[2J\x1b[H",  # clears the screen
+    "\x1b[8m",  # hidden text
+    "\x1b(0",  # another character set
+    "\x9b31m",  # CSI in one byte
+    "\x1b[?1049h",  # another screen
+    "\u202etxt.exe",  # right to left
+]
+
+
+class Dialogue(Terminal):
+    """`qwq chat` in a pseudo-terminal of its own."""
+
+    def __init__(self, environ: dict[str, str], cwd: Path, columns: int, *argv: str) -> None:
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-m", "qwqcli", "chat", *argv],
+            cwd=str(cwd),
+            env=environ,  # type: ignore[arg-type]
+            dimensions=(24, columns),
+        )
+        self.child.delaybeforesend = None
+        self.emulator = Emulator(columns, self.child.send)
+        self._stream = pyte.ByteStream(self.emulator)
+        self.raw = b""
+
+    @property
+    def text(self) -> str:
+        """All that is on the screen or was, without blanks and line ends."""
+        history = ["".join(c.data for _, c in sorted(row.items())) for row in self._history()]
+        return re.sub(r"\s+", "", "".join([*history, *self.emulator.display]))
+
+    def _history(self) -> list[dict[int, pyte.screens.Char]]:
+        return list(self.emulator.history.top)
+
+    def has(self, *texts: str) -> None:
+        """Wait until each of these texts was shown, wherever the lines were broken."""
+        for text in texts:
+            self.see(lambda rows, text=text: re.sub(r"\s+", "", text) in self.text, timeout=30)
+
+    def line(self, text: str) -> None:
+        """Type a line, submit it, and wait for the next prompt."""
+        self.keys(text + ENTER)
+        self.ready()
+
+    def ready(self) -> None:
+        """Wait for an empty prompt below something else than the last one."""
+        time.sleep(0.05)
+        self.see(lambda rows: rows[-1] == ">" or rows[-1].startswith("> "), timeout=30)
+        self.see(lambda rows: rows[-1] == ">", timeout=30)
+
+    def leave(self) -> None:
+        self.keys(CTRL_D)
+        assert self.left() == 0
+
+
+Start = Callable[..., Dialogue]
+
+
+@pytest.fixture
+def chat(environ: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Start chats; each is ended with its test."""
+    started: list[Dialogue] = []
+    keep = ("QWQ_", "HF_HOME", "PATH", "HOME", "COVERAGE")
+    small = {name: value for name, value in environ.items() if name.startswith(keep)}
+    base = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT)}
+
+    def start(*argv: str, columns: int = 80, **more: str) -> Dialogue:
+        environ = {**small, **base, "QWQ_MODEL": "tiny", **more}
+        started.append(Dialogue(environ, tmp_path, columns, *argv))
+        return started[-1]
+
+    yield start
+    for dialogue in started:
+        dialogue.child.close(force=True)
+
+
+# --- turns -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_regen_and_alt(chat: Start, columns: int) -> None:
+    """Another answer is asked for, listed, and gone back from."""
+    talk = chat(columns=columns)
+    talk.prompt()
+    talk.line(SUM)
+    talk.has("133")
+    talk.keys("/regen" + ENTER)
+    talk.has("[answer 2 of 2; /alt N goes back to another]")
+    talk.ready()
+    talk.line("/alt")
+    talk.has("* 2", "1  ")
+    talk.line("/alt 1")
+    talk.has(f"> {SUM}")
+    talk.line("/alt 9")
+    talk.has("'9' is not a number from 1 to 2.")
+    talk.leave()
+
+
+@pytest.mark.parametrize("columns", [20, 200])
+def test_edit_and_undo(chat: Start, columns: int) -> None:
+    """The last question stands in the prompt to be changed; /undo takes it back."""
+    talk = chat(columns=columns)
+    talk.prompt()
+    talk.line(SUM)
+    talk.keys("/edit" + ENTER)
+    talk.has("[Enter sends it in place of the last question")
+    talk.see(lambda rows: rows[-1].endswith("86?"))
+    talk.keys("\x7f\x7f\x7f" + "87?" + ENTER)
+    talk.has("134")
+    talk.ready()
+    talk.line("/undo")
+    talk.has("Taken back: What is 47 + 87?")
+    talk.line("/undo")
+    talk.has("Nothing has been asked yet.")
+    talk.leave()
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_a_stopped_thought_goes_on(chat: Start, columns: int) -> None:
+    """Ctrl-C in the thought, then /continue: it comes to its answer in the same turn."""
+    talk = chat(columns=columns)
+    talk.prompt()
+    talk.keys(LONG + ENTER)
+    talk.has("Thinking")
+    talk.keys(CTRL_C)
+    talk.has("[stopped")
+    talk.ready()
+    talk.keys("/continue" + ENTER)
+    talk.see(lambda rows: talk.text.count("Thoughtfor") == 2 and rows[-1] == ">", timeout=60)
+    talk.line("/continue")
+    talk.has("The last answer is complete.")
+    talk.leave()
+
+
+# --- sessions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [20, 80, 200])
+def test_a_session_is_named_left_and_resumed(chat: Start, columns: int) -> None:
+    """By its name, by choice and as the latest; what was said stands there again."""
+    talk = chat(columns=columns)
+    talk.prompt()
+    talk.line(SUM)
+    talk.line("/name sums")
+    talk.leave()
+    talk = chat("--resume", "sums", columns=columns)
+    talk.has("1 turn.", f"> {SUM}"[: columns - 2], "133")
+    talk.ready()
+    talk.leave()
+    talk = chat("--resume", columns=columns)
+    talk.has("Which one? [1]")
+    talk.keys("1" + ENTER)
+    talk.has("1 turn.")
+    talk.ready()
+    talk.line("/branch other")
+    talk.has("sums stays as it was.")
+    talk.leave()
+    talk = chat("--continue", columns=columns)
+    talk.has("Session other (")
+    talk.leave()
+
+
+def test_a_choice_can_be_left(chat: Start) -> None:
+    """Ctrl-C and Ctrl-D at the choice of a session leave; in the chat they end the command."""
+    talk = chat()
+    talk.prompt()
+    talk.line(SUM)
+    talk.leave()
+    for key in (CTRL_C, CTRL_D):
+        talk = chat("--resume")
+        talk.has("Which one?")
+        talk.keys(key)
+        assert talk.left() == 130
+    talk = chat()
+    talk.prompt()
+    for key in (CTRL_C, CTRL_D):
+        talk.keys("/resume" + ENTER)
+        talk.see(lambda rows: rows[-1] == "Which one? [1]")
+        talk.keys(key)
+        talk.ready()
+    talk.leave()
+
+
+def test_a_killed_chat_goes_on(chat: Start) -> None:
+    """kill -9 in mid-thought: the question and what was thought are there, and it goes on."""
+    talk = chat()
+    talk.prompt()
+    talk.keys(LONG + ENTER)
+    talk.has("Thinking")
+    os.kill(talk.child.pid, signal.SIGKILL)
+    talk = chat("--continue")
+    talk.has("1 turn.", f"> {LONG}", "[cut off when qwq was ended]")
+    talk.ready()
+    talk.keys("/continue" + ENTER)
+    talk.has("Thought for")
+    talk.ready()
+    talk.leave()
+
+
+def test_two_terminals_share_a_session(chat: Start) -> None:
+    """Both go on from the same place; what either says is kept."""
+    one = chat()
+    one.prompt()
+    one.line(SUM)
+    one.line("/name shared")
+    two = chat("--resume", "shared")
+    two.has("1 turn.")
+    two.ready()
+    one.line("What is 1 + 1?")
+    two.line("What is 2 + 2?")
+    one.leave()
+    two.leave()
+    three = chat("--resume", "shared")
+    three.has("2 turns.", "> What is 2 + 2?")
+    three.leave()
+
+
+def test_nothing_is_saved_where_nothing_can_be(chat: Start, tmp_path: Path) -> None:
+    """A data folder that is a file is told, and the chat goes on; --no-save makes no file."""
+    (tmp_path / "file").write_text("")
+    talk = chat(QWQ_DATA_DIR=str(tmp_path / "file"))
+    talk.has("cannot be used", "This conversation is not saved.")
+    talk.ready()
+    talk.line(SUM)
+    talk.has("133")
+    talk.leave()
+    talk = chat("--no-save")
+    talk.prompt()
+    talk.line(SUM)
+    talk.leave()
+    assert not list(tmp_path.rglob("sessions.db"))
+
+
+# --- input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_files_are_completed_and_attached(chat: Start, columns: int, tmp_path: Path) -> None:
+    """Tab completes the path, /file counts it, @path goes with the question."""
+    (tmp_path / "notes.txt").write_text("47 apples\n")
+    talk = chat(columns=columns)
+    talk.prompt()
+    talk.keys("/file no" + TAB + ENTER)
+    talk.has("notes.txt: 9 characters", "go with the next question.")
+    talk.ready()
+    talk.line("/context")
+    talk.has("next files", "free")
+    talk.keys("What is @no" + TAB)
+    talk.see(lambda rows: "@notes.txt" in "".join(row.strip() for row in rows))
+    talk.keys(ENTER)
+    talk.has("[attached: notes.txt,")
+    talk.ready()
+    talk.leave()
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_lines_between_triple_quotes(chat: Start, columns: int) -> None:
+    """Enter is a new line until they are closed; a command between them is text."""
+    talk = chat(columns=columns)
+    talk.prompt()
+    talk.keys('"""' + ENTER + SUM + ENTER)
+    talk.see(lambda rows: rows[-1] == "" or "86?" in "".join(rows))
+    talk.keys('"""' + ENTER)
+    talk.has("133")
+    talk.ready()
+    talk.leave()
+
+
+def test_search_and_suggestions(chat: Start) -> None:
+    """Ctrl-R finds what was typed before, also in an earlier chat; arrow-right takes it whole."""
+    talk = chat(columns=200)
+    talk.prompt()
+    talk.line(SUM)
+    talk.leave()
+    talk = chat()
+    talk.prompt()
+    talk.keys("\x12" + "47")
+    talk.see(lambda rows: "47 + 86" in rows[-1] or "47 + 86" in "".join(rows[-3:]))
+    talk.keys(ENTER)
+    talk.see(lambda rows: rows[-1] == f"> {SUM}")
+    talk.keys(CTRL_C + "What")
+    talk.see(lambda rows: rows[-1] == f"> {SUM}")  # the rest is the suggestion
+    talk.keys("\x1b[C" + ENTER)
+    talk.has("133")
+    talk.ready()
+    talk.leave()
+
+
+def test_the_editor(chat: Start, tmp_path: Path) -> None:
+    """Ctrl-X Ctrl-E edits the line, /editor begins with the last question or none."""
+    script = tmp_path / "edit"
+    script.write_text('#!/bin/sh\nprintf "What is 1 + 2?" > "$1"\n')
+    script.chmod(0o755)
+    talk = chat(EDITOR=str(script))
+    talk.prompt()
+    talk.keys("something\x18\x05")
+    talk.see(lambda rows: rows[-1] == "> What is 1 + 2?")
+    talk.keys(CTRL_C + "/editor" + ENTER)
+    talk.see(lambda rows: rows[-1] == "> What is 1 + 2?")
+    talk.keys(ENTER)
+    talk.has("Thought for")
+    talk.ready()
+    talk.leave()
+
+
+def test_vi_keys(chat: Start) -> None:
+    """With `editing: vi`, Escape leaves the insertion, `cc` begins the line anew."""
+    talk = chat(QWQ_EDITING="vi")
+    talk.prompt()
+    talk.keys("something\x1b")
+    time.sleep(0.7)  # what follows Escape at once would be one key with it
+    talk.keys("cc" + SUM + ENTER)
+    talk.has("133")
+    talk.ready()
+    talk.leave()
+
+
+def test_wide_and_right_to_left_text(chat: Start) -> None:
+    """Editing in the middle of double-width characters at 20 columns; the answer to Chinese."""
+    talk = chat(columns=20)
+    talk.prompt()
+    talk.keys("四十七加八十六等于多少\x7f\x7f多少？")
+    talk.has("四十七加八十六等于多少？")
+    talk.keys(CTRL_C + "مرحبا" + ENTER)
+    talk.has("مرحبا")
+    talk.ready()
+    talk.line("👩‍👩‍👧 47 + 86 = ?")
+    talk.leave()
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def test_save_asks_before_it_writes_over(chat: Start, tmp_path: Path) -> None:
+    """No is the default, Ctrl-C is no, y is yes."""
+    talk = chat()
+    talk.prompt()
+    talk.line(SUM)
+    talk.line("/save talk.md")
+    talk.has("Saved in talk.md.")
+    first = (tmp_path / "talk.md").read_text()
+    for answer in (ENTER, CTRL_C):
+        talk.keys("/save talk.md" + ENTER)
+        talk.see(lambda rows: rows[-1].startswith("talk.md exists."))
+        talk.keys(answer)
+        talk.ready()
+    talk.line("What is 1 + 1?")
+    assert (tmp_path / "talk.md").read_text() == first
+    talk.keys("/save talk.md" + ENTER)
+    talk.see(lambda rows: rows[-1].startswith("talk.md exists."))
+    talk.keys("y" + ENTER)
+    talk.ready()
+    assert "1 + 1" in (tmp_path / "talk.md").read_text()
+    talk.leave()
+
+
+@pytest.mark.parametrize("columns", [20, 80, 200])
+def test_set_and_context(chat: Start, columns: int) -> None:
+    """Settings are completed, checked and shown; the window's parts add up to a row each."""
+    talk = chat(columns=columns)
+    talk.prompt()
+    talk.keys("/set tempe" + TAB)
+    talk.see(lambda rows: "temperature" in "".join(rows))
+    talk.keys(" 9" + ENTER)
+    talk.has("outside 0 to 5")
+    talk.ready()
+    talk.line("/set temperature 0.7")
+    talk.has("temperature: 0.7")
+    talk.line("/context")
+    talk.has("system", "history", "free", "tokens")
+    talk.leave()
+
+
+def test_copy_goes_through_the_terminal(chat: Start) -> None:
+    """OSC 52 holds the answer; the screen says so and shows none of it."""
+    talk = chat(PATH="/nowhere")
+    talk.prompt()
+    talk.line(SUM)
+    talk.line("/copy")
+    talk.has("of answer with the terminal.")
+    match = re.search(rb"\x1b]52;c;([A-Za-z0-9+/=]+)\x07", talk.raw)
+    assert match is not None
+    assert "133" in base64.b64decode(match[1]).decode()
+    talk.line("/copy code")
+    talk.has("There is no code to copy.")
+    talk.leave()
+
+
+# --- manners -----------------------------------------------------------------------------------
+
+
+def test_a_window_resized_while_it_answers(chat: Start) -> None:
+    """80, 20 and 200 columns in one reply: the next prompt is whole, and the answer is there."""
+    talk = chat()
+    talk.prompt()
+    talk.keys(LONG + ENTER)
+    talk.has("Thinking")
+    for columns in (20, 200, 80):
+        talk.emulator.resize(24, columns)
+        talk.child.setwinsize(24, columns)
+        time.sleep(0.2)
+    talk.has("Thought for")
+    talk.ready()
+    talk.line("/stats")
+    talk.leave()
+
+
+@pytest.mark.parametrize("how", ["--plain", "TERM=dumb"])
+def test_plain_output_is_only_text(chat: Start, how: str) -> None:
+    """Nothing is redrawn: no escape sequence and no carriage return but at line ends."""
+    talk = chat(*(["--plain"] if how == "--plain" else []), TERM="dumb" if "=" in how else "xterm")
+    talk.see("> ")
+    talk.keys(SUM + "\n")
+    talk.see("133", timeout=30)
+    talk.keys("/context\n")
+    talk.see("free")
+    talk.keys(CTRL_D)
+    assert talk.left() == 0
+    assert b"\x1b" not in talk.raw
+    assert b"\r" not in talk.raw.replace(b"\r\n", b"")
+
+
+def test_no_color(chat: Start) -> None:
+    """With NO_COLOR no colour is ever set, neither by the prompt nor by an error."""
+    talk = chat(NO_COLOR="1")
+    talk.prompt()
+    talk.line("/absent")
+    talk.has("There is no command /absent.")
+    talk.line(SUM)
+    talk.leave()
+    codes = {
+        code for found in re.findall(rb"\x1b\[([\d;]*)m", talk.raw) for code in found.split(b";")
+    }
+    assert not {code for code in codes if code[:1] in (b"3", b"4", b"9") and len(code) > 1}
+
+
+def test_nothing_that_is_shown_is_executed(chat: Start, tmp_path: Path) -> None:
+    """Escape sequences in questions, files, file names, session names and history are pictures."""
+    evil = "".join(HOSTILE)
+    (tmp_path / "evil.txt").write_text(evil)
+    (tmp_path / "a\x1b]0;x\x07b.txt").write_text("x")
+    history = tmp_path / "data" / "input_history"
+    history.parent.mkdir(exist_ok=True)
+    history.write_text(f"\n# 2026-01-01\n+{evil}\n")
+    talk = chat()
+    talk.prompt()
+    talk.keys("\x1b[A")  # the history
+    time.sleep(0.3)
+    talk.keys(CTRL_C)
+    talk.keys("\x1b[200~" + evil.replace("\x1b[", "\x1b [") + "\x1b[201~" + ENTER)
+    talk.ready()
+    talk.line("/file evil.txt")
+    talk.keys("/file a" + TAB)
+    time.sleep(0.3)
+    talk.keys(ENTER)
+    talk.ready()
+    talk.line("/undo")
+    for text in HOSTILE:
+        (tmp_path / "talk").mkdir(exist_ok=True)
+        assert text.encode() not in talk.raw, text
+    talk.leave()
+
+
+def test_suspended_and_back(chat: Start) -> None:
+    """Ctrl-Z at the prompt gives the terminal back as it was found; SIGCONT brings the prompt."""
+    talk = chat()
+    before = termios.tcgetattr(talk.child.child_fd)
+    talk.prompt()
+    talk.keys("abc")
+    talk.see(lambda rows: rows[-1] == "> abc")
+    talk.keys(CTRL_Z)
+    _, status = os.waitpid(talk.child.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    assert termios.tcgetattr(talk.child.child_fd)[3] == before[3]
+    os.kill(talk.child.pid, signal.SIGCONT)
+    talk.see(lambda rows: rows[-1] == "> abc")
+    talk.keys(CTRL_C)
+    talk.leave()
+    assert termios.tcgetattr(talk.child.child_fd)[3] == before[3]
