@@ -7,6 +7,8 @@ Limits: looks at the disk only, never at the network.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +55,15 @@ def resolve(name: str, environ: Mapping[str, str] = os.environ) -> ModelRef:
     if _is_path(name):
         return ModelRef(Path(name).stem, Path(name).expanduser())
     raise _unknown(name)
+
+
+def names(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Names that completion offers: what always means something, and what was pulled."""
+    found = list(WORDS)
+    for receipt in sorted((config.paths(environ).data / "models").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found.append(str(json.loads(receipt.read_text(encoding="utf-8"))["name"]))
+    return found
 
 
 def used(ref: ModelRef, environ: Mapping[str, str] = os.environ) -> None:

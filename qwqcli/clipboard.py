@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from qwqcli.terminal import Output
 
@@ -20,7 +21,7 @@ WAIT_S = 3.0
 
 def copy(text: str, out: Output, environ: Mapping[str, str]) -> list[str]:
     """The ways that `text` went; none if there is none."""
-    ways = [command[0] for command in tools(environ)[:1] if _give(command, text)]
+    ways = [Path(command[0]).name for command in tools(environ)[:1] if _give(command, text)]
     data = text.encode("utf-8")
     if out.live and len(data) <= OSC52_LIMIT:
         out.write(f"\x1b]52;c;{base64.b64encode(data).decode('ascii')}\x07")
@@ -30,7 +31,7 @@ def copy(text: str, out: Output, environ: Mapping[str, str]) -> list[str]:
 
 def tools(environ: Mapping[str, str]) -> list[list[str]]:
     """Commands that take a clipboard's text from their input, as far as they are here."""
-    commands = []
+    commands: list[list[str]] = []
     if environ.get("WAYLAND_DISPLAY"):
         commands.append(["wl-copy"])
     if environ.get("DISPLAY"):
@@ -38,13 +39,14 @@ def tools(environ: Mapping[str, str]) -> list[list[str]]:
     if sys.platform == "darwin":
         commands.append(["pbcopy"])
     commands.append(["clip.exe"])  # Windows, and Linux on it
-    path = environ.get("PATH", "")
-    return [command for command in commands if shutil.which(command[0], path=path)]
+    places = [shutil.which(name, path=environ.get("PATH", "")) for name, *_ in commands]
+    found = zip(places, commands, strict=True)
+    return [[place, *command[1:]] for place, command in found if place]
 
 
 def _give(command: list[str], text: str) -> bool:
     # UTF-16 with its mark is what clip.exe reads right
-    data = text.encode("utf-16") if command[0] == "clip.exe" else text.encode("utf-8")
+    data = text.encode("utf-16") if command[0].endswith("clip.exe") else text.encode("utf-8")
     try:
         # xclip stays in the background and keeps its output open: nobody may wait for that
         done = subprocess.run(

@@ -164,9 +164,14 @@ def write(path: Path, name: str, value: Any) -> None:
     text, changed = pattern.subn(lambda _: line, text, count=1)
     if not changed:
         text += ("" if not text or text.endswith("\n") else "\n") + line + "\n"
-    if yaml_file.parse(text, path).content != wanted:
+    if _values(yaml_file.parse(text, path).content) != _values(wanted):
         raise UsageError(f"{name} stands in {path} in more than one line.", "qwq config edit")
     write_text(path, text)
+
+
+def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """To compare by: the newline at the end of a text depends on what follows it in the file."""
+    return {n: v.rstrip("\n") if isinstance(v, str) else v for n, v in settings.items()}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,6 @@ from qwqcli import clipboard, export
 from qwqcli.config import Settings
 from qwqcli.conversation import Conversation, Turn
 from qwqcli.errors import UsageError
-from qwqcli.messages import Message
 from qwqcli.repl.commands import completions
 from qwqcli.repl.prompt import edit_text
 from qwqcli.sessions import Session, Store
@@ -77,7 +76,8 @@ def test_what_is_no_text_is_refused(here: Path, content: bytes, says: str) -> No
     (here / "data.bin").write_bytes(content)
     table = Table()
     table.type("/file data.bin", "What is @data.bin?")
-    assert table.text.count(says) == 2
+    assert table.text.count("error:") == 2
+    assert says in table.text
     assert table.sent == []
     assert table.chat.attached == []
 
@@ -247,7 +247,6 @@ def test_context_tells_what_fills_the_window(here: Path) -> None:
     assert counts["history"] == 4
     assert counts["files"] == counts["next files"] == 6
     assert sum(counts.values()) == 4096
-    assert "x " not in str(table.sent[-1:]) or Message
 
 
 # --- the editor --------------------------------------------------------------------------------

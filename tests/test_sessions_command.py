@@ -176,7 +176,11 @@ def test_the_shell_completes(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert complete.session_names("su") == ["sums"]
-    assert "tiny" in complete.model_names("t")
+    models = config.paths(environ).data / "models"
+    models.mkdir()
+    (models / "x-1.json").write_text('{"name": "team/QwQ:Q4_K_M"}')
+    (models / "y-2.json").write_text("[")
+    assert complete.model_names("t") == ["tiny", "team/QwQ:Q4_K_M"]
     assert "q4_k_m" in [name.lower() for name in complete.quant_names("q4")]
     assert complete.setting_names("temp") == ["temperature"]
     config.paths(environ).sessions.write_bytes(b"damaged" * 1000)

@@ -30,9 +30,7 @@ def session_names(incomplete: str) -> list[str]:
 
 def model_names(incomplete: str) -> list[str]:
     """Models that were pulled, and what can be named without."""
-    pulled = (config.paths(os.environ).data / "models").glob("*.json")
-    names = [*catalog.WORDS, *(path.stem for path in pulled)]
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in catalog.names() if name.startswith(incomplete)]
 
 
 def quant_names(incomplete: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwqcli import catalog, config
-from qwqcli.commands import Env, app
+from qwqcli.commands import Env, app, complete
 from qwqcli.errors import INTERRUPTED, NoRoom, UsageError
 from qwqcli.interrupt import only_once
 from qwqcli.terminal import Screen, visible
@@ -33,6 +33,7 @@ def pull(
             metavar="[WHAT]",
             help="q4_k_m, OWNER/REPO:QUANT, OWNER/REPO:FILE or a hub's URL;"
             " what suits this machine if absent.",
+            autocompletion=complete.quant_names,
         ),
     ] = None,
     source: Annotated[
@@ -115,7 +116,14 @@ def list_models(ctx: typer.Context, json: Json = False) -> None:
 @app.command()
 def show(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name of `qwq list`, or a path.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A name of `qwq list`, or a path.",
+            autocompletion=complete.model_names,
+        ),
+    ],
     template: Annotated[
         bool, typer.Option("--template", help="Print the chat template, as it is in the file.")
     ] = False,

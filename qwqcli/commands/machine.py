@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qwqcli.commands import Ctx, Device, Env, Flash, GpuLayers, Kv, Rpc, Threads, app
+from qwqcli.commands import Ctx, Device, Env, Flash, GpuLayers, Kv, Rpc, Threads, app, complete
 from qwqcli.terminal import Output, Screen
 
 PLANNED = "A quantization, a GGUF file, OWNER/NAME:QUANT or a URL; all quantizations if absent."
@@ -16,7 +16,10 @@ PLANNED = "A quantization, a GGUF file, OWNER/NAME:QUANT or a URL; all quantizat
 @app.command()
 def plan(
     ctx: typer.Context,
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL|QUANT]", help=PLANNED)] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL|QUANT]", help=PLANNED, autocompletion=complete.quant_names),
+    ] = None,
     ctx_tokens: Ctx = None,
     kv: Kv = None,
     flash_attn: Flash = None,

@@ -21,6 +21,7 @@ from typing import TextIO
 from qwqcli import prompts
 from qwqcli.config import Paths, Settings
 from qwqcli.conversation import Conversation
+from qwqcli.engine import Engine
 from qwqcli.errors import QwqError
 from qwqcli.render import show_error, show_note
 from qwqcli.repl.chat import Chat, OpenModel
@@ -75,14 +76,8 @@ def run_chat(
         stack.enter_context(contextlib.closing(store))
         found = _found(store, opening, screen, ask_line if live else plain.ask)
         settled = _settled(settings, found, opening)
-        try:
-            engine = open_model(settled.model)
-        except QwqError as error:
-            if settled.model == settings.model:
-                raise
-            _complain(error, screen)
-            settled = replace(settled, model=settings.model)
-            engine = open_model(settled.model)
+        engine, model = _opened(open_model, (settled.model, settings.model), screen)
+        settled = replace(settled, model=model)
         chat = Chat(open_model, engine, settled, screen, store)
         chat.check = check
         stack.enter_context(contextlib.closing(chat))
@@ -134,6 +129,18 @@ def _settled(settings: Settings, found: Found, opening: Opening) -> Settings:
     if "model" not in opening.given and session.model:
         settings = replace(settings, model=session.model)
     return settings if "system" in opening.given else replace(settings, system=session.system)
+
+
+def _opened(open_model: OpenModel, names: tuple[str, str], screen: Screen) -> tuple[Engine, str]:
+    """The session's model, else that of the settings; and which it is."""
+    wanted, otherwise = names
+    try:
+        return open_model(wanted), wanted
+    except QwqError as error:
+        if wanted == otherwise:
+            raise
+        _complain(error, screen)
+    return open_model(otherwise), otherwise
 
 
 def _complain(error: QwqError, screen: Screen) -> None:

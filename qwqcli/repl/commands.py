@@ -38,7 +38,7 @@ def parse(line: str) -> tuple[str, str, str]:
     `/help`; a `//` before anything else, as in a comment, stays as it is. What stands between
     triple quotes is text without them.
     """
-    quoted = re.fullmatch(r'\s*"""\n?(.*?)\n?"""\s*', line, re.DOTALL)
+    quoted = re.fullmatch(r'\s*"""\n?((?:(?!""").)*?)\n?"""\s*', line, re.DOTALL)
     if quoted:
         return "", "", quoted[1]
     match = re.match(r"\s*(/{1,2})([A-Za-z]+)(?=\s|$)\s*(.*)", line, re.DOTALL)

@@ -47,7 +47,7 @@ def paths(chat: Chat, argument: str) -> Iterator[str]:
 
 def models(chat: Chat, argument: str) -> Iterator[str]:
     """Names of models that are here, and paths."""
-    yield catalog.BUILT_IN
+    yield from catalog.names(chat.screen.environ)
     yield from paths(chat, argument)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from qwqcli.errors import UsageError
-from qwqcli.terminal import Output
+from qwqcli.terminal import Output, visible
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -90,7 +90,7 @@ class PlainPrompt:
                 return whole
 
     def ask(self, question: str) -> str:
-        self._out.write(question)
+        self._out.write(visible(question))
         line = self._stdin.readline()
         if not line:
             raise KeyboardInterrupt
@@ -102,8 +102,7 @@ class PlainPrompt:
 
 def open_quotes(text: str) -> bool:
     """Whether `text` begins with triple quotes that nothing has closed yet."""
-    text = text.strip()
-    return text.startswith(QUOTES) and (len(text) < 6 or not text.endswith(QUOTES))
+    return text.lstrip().startswith(QUOTES) and text.count(QUOTES) % 2 == 1
 
 
 def ask_line(question: str) -> str:

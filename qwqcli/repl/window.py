@@ -77,7 +77,7 @@ def _parts(chat: Chat) -> dict[str, int]:
     nothing, history, files = count([]), count(bare), count(with_files)
     pending = count_files(chat, chat.attached)
     return {
-        "system": max(count([*system, *with_files]) - files + nothing, 0),
+        "system": max(count([*system, *with_files]) - files, 0),
         "history": history - nothing,
         "files": files - history,
         "next files": pending,
