@@ -19,9 +19,10 @@ import pexpect
 import pyte
 import pytest
 
-from tests.test_terminal import CTRL_C, CTRL_D, ROOT, Emulator, Terminal
+from tests.pseudo_terminal import ROOT, Emulator, Terminal
 
-ENTER, TAB, CTRL_Z = "\r", "\t", "\x1a"
+ENTER, TAB = "\r", "\t"
+CTRL_C, CTRL_D, CTRL_Z = "\x03", "\x04", "\x1a"
 SUM = "What is 47 + 86?"
 # long enough to be interrupted while it thinks
 LONG = "What is 473829 * 86?"
@@ -490,9 +491,10 @@ def test_nothing_that_is_shown_is_executed(chat: Start, tmp_path: Path) -> None:
     talk.keys(ENTER)
     talk.ready()
     talk.line("/undo")
+    talk.line("/name " + evil.replace("\x1b", "\x16\x1b"))  # Ctrl-V takes the next key as it is
     for text in HOSTILE:
-        (tmp_path / "talk").mkdir(exist_ok=True)
-        assert text.encode() not in talk.raw, text
+        if text != "\x1b[6n":  # the line editor asks for the cursor's position itself
+            assert text.encode() not in talk.raw, text
     talk.leave()
 
 

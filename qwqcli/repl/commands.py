@@ -14,8 +14,8 @@ import qwqcli.repl.turns as turns
 import qwqcli.repl.window as window
 from qwqcli.errors import QwqError
 from qwqcli.repl.chat import Chat
+from qwqcli.repl.completion import Values, models, paths, prompts, sessions, settings, values
 from qwqcli.repl.insert import insert
-from qwqcli.repl.completion import Values, models, paths, sessions, settings, values
 from qwqcli.repl.prompt import last_word
 
 
@@ -105,7 +105,9 @@ COMMANDS = (
     Command("stats", "", "figures after each reply: on or off", actions.stats),
     Command("model", "[NAME]", "show or change the model", actions.model, models),
     Command("system", "[TEXT]", "show or set the system prompt; 'none' removes it", actions.system),
-    Command("prompt", "NAME [TEXT]", "a prompt of the library as the next question", insert),
+    Command(
+        "prompt", "NAME [TEXT]", "a prompt of the library as the next question", insert, prompts
+    ),
     Command("regen", "", "another answer; earlier ones are kept", turns.regenerate),
     Command("continue", "", "let a stopped reply go on", turns.go_on),
     Command("alt", "[N]", "list the answers, or go to the N-th", turns.alternatives),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from qwqcli import catalog, config
+from qwqcli.errors import UsageError
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.prompt import last_word
 from qwqcli.repl.window import NAMES
@@ -55,6 +56,16 @@ def sessions(chat: Chat, argument: str) -> list[str]:
     """Names of sessions, and the ids of those without."""
     found = chat.record.store.summaries(MOST)
     return [summary.session.name or summary.session.id for summary in found]
+
+
+def prompts(chat: Chat, argument: str) -> list[str]:
+    """Ids of the library's prompts."""
+    from qwqcli.prompts import library
+
+    try:
+        return [prompt.id for prompt in library(config.paths(chat.screen.environ))]
+    except UsageError:  # a file of the person's own that is not valid; /prompt says so
+        return []
 
 
 def settings(chat: Chat, argument: str) -> tuple[str, ...]:
