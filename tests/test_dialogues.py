@@ -63,7 +63,7 @@ class Dialogue(Terminal):
     def text(self) -> str:
         """All that is on the screen or was, without blanks and line ends."""
         history = ["".join(c.data for _, c in sorted(row.items())) for row in self._history()]
-        return re.sub(r"\s+", "", "".join([*history, *self.emulator.display]))
+        return re.sub(r"\s+", "", "".join([*history, *self.rows]))
 
     def _history(self) -> list[dict[int, pyte.screens.Char]]:
         return list(self.emulator.history.top)
