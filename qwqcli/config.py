@@ -164,7 +164,11 @@ def write(path: Path, name: str, value: Any) -> None:
     text, changed = pattern.subn(lambda _: line, text, count=1)
     if not changed:
         text += ("" if not text or text.endswith("\n") else "\n") + line + "\n"
-    if _values(yaml_file.parse(text, path).content) != _values(wanted):
+    try:
+        done = _values(yaml_file.parse(text, path).content) == _values(wanted)
+    except UsageError:  # what is left of a text of several lines
+        done = False
+    if not done:
         raise UsageError(f"{name} stands in {path} in more than one line.", "qwq config edit")
     write_text(path, text)
 
