@@ -60,10 +60,8 @@ def sessions(chat: Chat, argument: str) -> list[str]:
 
 def prompts(chat: Chat, argument: str) -> list[str]:
     """Ids of the library's prompts."""
-    from qwqcli.prompts import library
-
     try:
-        return [prompt.id for prompt in library(config.paths(chat.screen.environ))]
+        return [prompt.id for prompt in chat.library()]
     except UsageError:  # a file of the person's own that is not valid; /prompt says so
         return []
 
