@@ -225,7 +225,11 @@ def typed(name: str, text: str, source: str) -> Any:
 
 def shown(value: Any) -> str:
     """A value as one types it."""
-    return "none" if value is None else '""' if value == "" else str(value)
+    if value is None:
+        return "none"
+    return (
+        json.dumps(value, ensure_ascii=False) if value == "" or "\n" in str(value) else str(value)
+    )
 
 
 def nearest(name: str, known: Any) -> str:

@@ -101,7 +101,7 @@ def _range(name: str) -> str:
     if name not in config.RANGES:
         return ""
     low, high = config.RANGES[name]
-    return f"  ({low:g} to {high:g})"
+    return f"  ({low:.10g} to {high:.10g})"
 
 
 def _at_start(name: str) -> str:
