@@ -12,12 +12,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pexpect
 import pyte
 import pytest
 
+from qwqcli.conversation import Turn
+from qwqcli.sessions import Store, new_session, new_turn_id
 from tests.pseudo_terminal import ROOT, Emulator, Terminal
 
 ENTER, TAB = "\r", "\t"
@@ -495,9 +499,15 @@ def test_nothing_that_is_shown_is_executed(chat: Start, tmp_path: Path) -> None:
     history = tmp_path / "data" / "input_history"
     history.parent.mkdir(exist_ok=True)
     history.write_text(f"\n# 2026-01-01\n+{evil}\n")
-    talk = chat()
-    talk.prompt()
-    talk.keys("\x1b[A")  # the history
+    session = replace(new_session("tiny"), name=evil)
+    turn = Turn(new_turn_id(), None, evil, (), evil, evil, "end")
+    with closing(Store(tmp_path / "data" / "sessions.db")) as store:
+        store.save(session, turn.id, [turn])
+    talk = chat("--resume", session.id)
+    talk.has("1 turn.")
+    talk.ready()
+    talk.line("/alt")
+    talk.keys("\x1b[A\x1b[A")  # the history
     time.sleep(0.3)
     talk.keys(CTRL_C)
     talk.keys("\x1b[200~" + evil.replace("\x1b[", "\x1b [") + "\x1b[201~" + ENTER)
@@ -508,7 +518,6 @@ def test_nothing_that_is_shown_is_executed(chat: Start, tmp_path: Path) -> None:
     talk.keys(ENTER)
     talk.ready()
     talk.line("/undo")
-    talk.line("/name " + evil.replace("\x1b", "\x16\x1b"))  # Ctrl-V takes the next key as it is
     for text in HOSTILE:
         if text != "\x1b[6n":  # the line editor asks for the cursor's position itself
             assert text.encode() not in talk.raw, text

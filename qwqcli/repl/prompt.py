@@ -268,6 +268,8 @@ class TerminalPrompt:
         bindings.add("c-o")(lambda event: run_in_terminal(self.show_thought))
         bindings.add("<sigint>", filter=line)(self._interrupt)
         bindings.add(Keys.BracketedPaste)(self._paste)
+        # the mouse is off; what looks like it was typed or pasted, and the library fails on it
+        bindings.add(Keys.Vt100MouseEvent)(lambda event: None)
         for keys in (("escape", "enter"), ("c-j",)):
             bindings.add(*keys, filter=line)(self._newline)
         return bindings
