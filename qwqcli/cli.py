@@ -15,13 +15,24 @@ from typing import Annotated, Any
 import typer
 
 from qwqcli import __version__
-from qwqcli.commands import Env, app, bench, files, machine, prompts, sessions, settings, talk
+from qwqcli.commands import (
+    Env,
+    app,
+    bench,
+    cache,
+    files,
+    machine,
+    prompts,
+    sessions,
+    settings,
+    talk,
+)
 from qwqcli.errors import INTERRUPTED, ClosedPipe, QwqError, UsageError
 from qwqcli.terminal import Output
 
 __all__ = ["Env", "main"]
 # imported for the commands that they add, in the order of --help
-COMMANDS = (talk, sessions, prompts, files, machine, bench, settings)
+COMMANDS = (talk, sessions, prompts, files, cache, machine, bench, settings)
 
 
 @app.callback(invoke_without_command=True)

@@ -47,6 +47,7 @@ class Settings:
     gpu_layers: int | None = None  # None: as many as fit
     kv: KV | None = None  # None: f16 while there is room
     flash_attn: FlashAttn | None = None  # None: what the plan says
+    snapshots_gb: float = 8.0  # GiB that KV states of sessions may take on disk; 0 keeps none
     display: Display = "auto"  # plain: nothing is redrawn, for screen readers
     editing: Editing = "emacs"  # keys of the prompt
 
@@ -77,6 +78,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 2),
     "max_tokens": (1, 1 << 20),
     "gpu_layers": (0, 10_000),
+    "snapshots_gb": (0.0, 10_000.0),
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwqcli.engine import UNLIMITED, Control, EngineInfo, never
+from qwqcli.engine import UNLIMITED, Control, EngineInfo, Keep, never
 from qwqcli.errors import EngineError, QwqError
 from qwqcli.messages import (
     Answer,
@@ -57,7 +57,7 @@ class ScriptedEngine:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(message.content.split()) for message in messages)
 
-    def prepare(self, messages: Sequence[Message]) -> bool:
+    def prepare(self, messages: Sequence[Message], keep: Keep | None = None) -> bool:
         self.prepared.append(list(messages))
         return True
 

@@ -128,7 +128,7 @@ class Replay:
             missing = len(prompt) - shared(cached, prompt)
             alone = tokens(self.fresh, [Message("user", question)])
             assert missing <= len(alone)
-        assert self.engine.prepare(self.messages, lambda: Order.STOP)
+        assert self.engine.prepare(self.messages, control=lambda: Order.STOP)
 
     def back(self, turns: int = 1) -> None:
         """Before the last question, or further back."""
@@ -224,7 +224,7 @@ def test_a_question_interrupts(smol: LlamaEngine) -> None:
     """Between two small batches; what was processed by then is used by the question."""
     forget(smol)
     long = [Message("user", "All work and no play. " * 40), Message("assistant", "I see.")]
-    assert not smol.prepare(long, after(3))
+    assert not smol.prepare(long, control=after(3))
     assert IDLE_BATCH < len(smol._cached) <= 2 * IDLE_BATCH
     events = list(smol.stream([*long, Message("user", "So?")], replace(GREEDY, max_tokens=1)))
     assert stats(events).reused_tokens > IDLE_BATCH
@@ -237,7 +237,7 @@ def test_a_question_interrupts_a_batch(smol: LlamaEngine) -> None:
     timer = threading.Timer(0.05, smol.abort)
     timer.start()
     asked = iter([Order.GO_ON, Order.STOP])
-    done = smol.prepare(long, lambda: next(asked, Order.STOP))
+    done = smol.prepare(long, control=lambda: next(asked, Order.STOP))
     timer.join()
     assert not done
     assert smol._context.length == len(smol._cached)

@@ -58,6 +58,7 @@ OWNERS = {
             f"commands.{name}"
             for name in (
                 "bench",
+                "cache",
                 "files",
                 "machine",
                 "prompts",

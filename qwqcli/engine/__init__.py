@@ -81,6 +81,14 @@ class EngineSpec:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Where a conversation's KV state is kept on disk, and how much all of them may take."""
+
+    folder: str  # FILES/SESSION/kv: see sessions.Store.files
+    cap: int  # bytes of all sessions together; 0 keeps nothing
+
+
 class Engine(Protocol):
     """A model that answers conversations, one reply at a time."""
 
@@ -110,11 +118,12 @@ class Engine(Protocol):
         """
         ...
 
-    def prepare(self, messages: Sequence[Message]) -> bool:
+    def prepare(self, messages: Sequence[Message], keep: Keep | None = None) -> bool:
         """Use the time until the next request: process what any question after `messages` needs.
 
-        Changes no reply, only how soon it comes. False if it is not done yet, but goes on behind
-        the caller's back. Whatever goes wrong is said by the next request.
+        What `keep` has of it is taken from there, and what it lacks is put there. Changes no
+        reply, only how soon it comes. False if it is not done yet, but goes on behind the caller's
+        back. Whatever goes wrong is said by the next request.
         """
         ...
 

@@ -11,16 +11,18 @@ Not here: what happens when native code dies (process.py), and which settings ar
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from qwqcli.engine import NO_GPU, UNLIMITED, Control, EngineInfo, EngineSpec, never
-from qwqcli.engine.native import Context, Model, Placement, Sampler, buffer_owners, log
+from qwqcli.engine import NO_GPU, UNLIMITED, Control, EngineInfo, EngineSpec, Keep, never
+from qwqcli.engine.native import Context, Model, Placement, Sampler, buffer_owners, build, log
+from qwqcli.engine.pages import PAGE, Pages, maker_of
 from qwqcli.engine.steering import (
     LOOP_NOTICE,
     PRESENCE_PENALTY,
@@ -78,8 +80,18 @@ class LlamaEngine:
         placement = placement or _as_wished(spec)
         self._model = Model(Path(spec.path), placement, spec.extra_bufts, progress)
         n_ctx = placement.n_ctx or min(self._model.n_ctx_train, DEFAULT_CONTEXT)
-        self._context = Context(self._model, replace(placement, n_ctx=n_ctx), spec.threads)
+        placement = replace(placement, n_ctx=n_ctx)
+        pages = not self._model.forgets
+        self._context = Context(self._model, placement, spec.threads, copies=pages)
         self._cached: list[int] = []
+        self._path, self._placement = (
+            Path(spec.path),
+            {
+                **asdict(placement),
+                "extra_bufts": spec.extra_bufts,
+            },
+        )
+        self._maker = ""  # see `Pages`
         self._closing = max(len(self._closing_tokens(text)) for text in SENTENCES.values())
         notices = self._read_template()
         self._info = EngineInfo(
@@ -110,17 +122,66 @@ class LlamaEngine:
         if not self._model.forgets:  # half a batch could not be cut off
             self._context.abort()
 
-    def prepare(self, messages: Sequence[Message], control: Control = never) -> bool:
+    def prepare(
+        self, messages: Sequence[Message], keep: Keep | None = None, control: Control = never
+    ) -> bool:
         """See `Engine`. Returns when all is done, or False when `control` stopped it."""
         lasting = self._lasting(messages)
         if len(lasting) >= self._context.n_ctx:
             return True  # no question will fit, and the next one is told so
-        if self._cached[: len(lasting)] == lasting and not self._model.forgets:
-            return True  # what follows stays, for a stopped thought may be asked for its answer
-        self._reuse(lasting)
-        for tokens in _evenly(lasting[len(self._cached) :], IDLE_BATCH):
-            if control() == Order.STOP or not self._decode(tokens, control):
+        pages = self._pages(keep)
+        if pages:
+            self._fetch(lasting, pages)
+        # what follows them stays, for a stopped thought may be asked for its answer
+        if self._cached[: len(lasting)] != lasting or self._model.forgets:
+            self._reuse(lasting)
+            for tokens in _evenly(lasting[len(self._cached) :], IDLE_BATCH):
+                if control() == Order.STOP or not self._decode(tokens, control):
+                    return False
+        return not pages or self._store(lasting, pages, control)
+
+    def keep(self, messages: Sequence[Message], keep: Keep) -> None:
+        """Put to disk what the cache has of the whole pages that `prepare` would."""
+        lasting = self._lasting(messages)
+        pages = self._pages(keep)
+        if pages:
+            shared = _common_prefix(self._cached, lasting)
+            self._store(lasting[: shared // PAGE * PAGE], pages, never)
+
+    def _pages(self, keep: Keep | None) -> Pages | None:
+        if keep is None or self._model.forgets:
+            return None
+        try:
+            self._maker = self._maker or maker_of(self._path, build(), self._placement)
+        except OSError:  # the model file is gone; it goes on in memory
+            return None
+        return Pages(keep, self._maker)
+
+    def _fetch(self, lasting: list[int], pages: Pages) -> None:
+        """Take from disk what the cache lacks of `lasting`, where that is worth it."""
+        shared = _common_prefix(self._cached, lasting)
+        first = shared // PAGE
+        found = list(itertools.takewhile(pages.has, pages.of(lasting)[first:]))
+        if not found or found[-1].end - shared < IDLE_BATCH:
+            return
+        self._reuse(lasting[: found[0].start])
+        for page in found:
+            state = pages.read(page)
+            if state is None or not self._context.add_page(state, page.end):
+                return
+            self._cached += lasting[page.start : page.end]
+
+    def _store(self, lasting: list[int], pages: Pages, control: Control) -> bool:
+        """Put to disk what it lacks of `lasting`, a page at a time; False if stopped."""
+        wanted = pages.of(lasting)
+        for page in wanted:
+            if pages.has(page):
+                continue
+            if control() == Order.STOP:
                 return False
+            if not pages.write(page, self._context.page(page.start, page.end)):
+                break  # there is no room; what is there is a beginning all the same
+        pages.touch(wanted)
         return True
 
     def _lasting(self, messages: Sequence[Message]) -> list[int]:

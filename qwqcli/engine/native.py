@@ -66,6 +66,13 @@ def start() -> None:
         _started = True
 
 
+def build() -> str:
+    """What tells this build of llama.cpp from another: version, the file itself, what it uses."""
+    stat = Path(lib.llama_cpp._lib._name).stat()
+    uses = lib.llama_print_system_info().decode("utf-8", "replace")
+    return f"{lib.__version__} {stat.st_size} {stat.st_mtime_ns} {uses}"
+
+
 def quantize(source: Path, target: Path, ftype: int, threads: int) -> None:
     """Write `source` in another quantization (enum llama_ftype), also from a quantized file."""
     start()
@@ -272,7 +279,7 @@ class Context:
     def __init__(
         self, model: Model, placement: Placement, threads: int, *, copies: bool = False
     ) -> None:
-        """`copies` allows `append`."""
+        """`copies` allows `append`, `page` and `add_page`."""
         params = lib.llama_context_default_params()
         place_cache(params, placement)
         if copies:  # a second sequence in the same cells
@@ -399,6 +406,31 @@ class Context:
         lib.llama_memory_seq_add(self._memory, 1, 0, -1, length)
         lib.llama_memory_seq_cp(self._memory, 1, 0, -1, -1)
         return bool(lib.llama_memory_seq_rm(self._memory, 1, -1, -1))
+
+    def page(self, start: int, end: int) -> memoryview:
+        """What the cache holds of the positions from `start` to before `end`, for `add_page`."""
+        lib.llama_memory_seq_cp(self._memory, 0, 1, start, end)
+        size = int(lib.llama_state_seq_get_size(self._context, 1))
+        state = (ctypes.c_uint8 * size)()
+        written = int(lib.llama_state_seq_get_data(self._context, state, size, 1))
+        lib.llama_memory_seq_rm(self._memory, 1, -1, -1)
+        return memoryview(state).cast("B")[:written]
+
+    def add_page(self, state: bytearray, end: int) -> bool:
+        """Append what `page` gave, up to the position `end`; False leaves the cache as it was.
+
+        llama.cpp aborts the process on some broken states: it must be what this build has written.
+        """
+        start, size = self.length, len(state)
+        data = (ctypes.c_uint8 * size).from_buffer(state)
+        read = int(lib.llama_state_seq_set_data(self._context, data, size, 1))
+        first = int(lib.llama_memory_seq_pos_min(self._memory, 1))
+        last = int(lib.llama_memory_seq_pos_max(self._memory, 1))
+        fits = (read, first, last) == (size, start, end - 1)
+        if fits:
+            lib.llama_memory_seq_cp(self._memory, 1, 0, -1, -1)
+        lib.llama_memory_seq_rm(self._memory, 1, -1, -1)
+        return fits
 
     def restore(self, state: Any) -> bool:
         """Put `saved` bytes into this empty cache; False if they do not suit it."""

@@ -31,6 +31,7 @@ from qwqcli.engine import (
     Control,
     EngineInfo,
     EngineSpec,
+    Keep,
     never,
     tuned,
     wire,
@@ -55,6 +56,7 @@ from qwqcli.messages import (
 POLL_S = 0.05  # how often `control` is asked while the child is silent
 RESTARTS = 3  # of one request that keeps dying before it is given up
 PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
+LEAVE_S = 5.0  # how long a child that is left may go on writing
 CLOSE_S = 2.0  # how long a child may take to leave before it is killed
 
 
@@ -94,6 +96,7 @@ class ProcessEngine:
         self._wished, self._failed = spec, False  # the load ended in an error of ours
         self._info: EngineInfo | None = None
         self._last_id = self._prepares = 0
+        self._keeps = False  # whether the last `prepare` said where to
         self._unsaid: list[Event] = []  # came while nobody was listening
         self._child = _Child(spec, cache, patience_s)
 
@@ -110,11 +113,12 @@ class ProcessEngine:
         """The child's process id."""
         return self._child.pid
 
-    def prepare(self, messages: Sequence[Message]) -> bool:
+    def prepare(self, messages: Sequence[Message], keep: Keep | None = None) -> bool:
         """See `Engine`. Returns at once; the child may still be loading."""
         self._prepares += 1
+        self._keeps = keep is not None
         with contextlib.suppress(Died):  # said when the next request finds it out
-            self._child.send(wire.Prepare(self._prepares, tuple(messages)))
+            self._child.send(wire.Prepare(self._prepares, tuple(messages), keep))
         return False
 
     @property
@@ -159,6 +163,9 @@ class ProcessEngine:
         )
 
     def close(self) -> None:
+        if self._keeps and self._info and not self.prepared:
+            self._keeps = False
+            self._child.leave()
         self._child.close()
 
     def _reply(self, ask: wire.Ask, control: Control, said: _Said) -> Iterator[Event]:
@@ -348,6 +355,12 @@ class _Child:
             for value in self.events(never, request):
                 if isinstance(value, Done):
                     return
+
+    def leave(self) -> None:
+        """Let the child keep what it has, for a while at most, and end."""
+        with contextlib.suppress(Died, subprocess.TimeoutExpired):
+            self.send(wire.Leave())
+            self._process.wait(LEAVE_S)
 
     def close(self) -> None:
         """Let the child go: it leaves at once when its stdin ends."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwqcli import errors
-from qwqcli.engine import EngineInfo, EngineSpec
+from qwqcli.engine import EngineInfo, EngineSpec, Keep
 from qwqcli.messages import (
     Answer,
     Budget,
@@ -56,6 +56,12 @@ class Prepare:
 
     id: int
     messages: tuple[Message, ...]
+    keep: Keep | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Parent: keep what is there of the conversation that was prepared for, and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +122,8 @@ class Failed:
 _TYPES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        *(Load, Ask, Prepare, Prepared, Count, Give, Ready, Counted, Failed),
-        *(EngineInfo, EngineSpec),
+        *(Load, Ask, Prepare, Prepared, Leave, Count, Give, Ready, Counted, Failed),
+        *(EngineInfo, EngineSpec, Keep),
         *(Message, Sampling, Budget, Stats),
         *(Loading, Prompting, Room, Reasoning, Answer, Notice, Done),
     )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO, NoReturn, TypeGuard
 
 from qwqcli.engine import selfcheck, wire
 from qwqcli.errors import QwqError
@@ -55,6 +55,8 @@ class Worker:
         if isinstance(request, wire.Prepare):
             self._idle_work = request
             return
+        if isinstance(request, wire.Leave):
+            self._leave()
         if isinstance(request, wire.Ask):
             self._idle_work = None
         self._answer(request)
@@ -62,10 +64,16 @@ class Worker:
     def _prepare(self, work: wire.Prepare) -> None:
         """Get on with `work` until a request comes; what fails is left for the next question."""
         with contextlib.suppress(QwqError):
-            if not self._engine.prepare(work.messages, self._wanted):
+            if not self._engine.prepare(work.messages, work.keep, self._wanted):
                 return
         self._idle_work = None
         self._say(wire.Prepared(work.id))
+
+    def _leave(self) -> NoReturn:
+        if self._idle_work and self._idle_work.keep:
+            with contextlib.suppress(QwqError):
+                self._engine.keep(self._idle_work.messages, self._idle_work.keep)
+        os._exit(0)
 
     def _wanted(self) -> Order:
         return Order.GO_ON if self._queue.empty() else Order.STOP

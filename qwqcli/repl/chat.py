@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from qwqcli.config import Settings, Thinking
 from qwqcli.conversation import Conversation, Turn
-from qwqcli.engine import Engine
+from qwqcli.engine import Engine, Keep
 from qwqcli.errors import ContextFull, QwqError
 from qwqcli.inputs import Attachment
 from qwqcli.interrupt import interruptible
@@ -133,7 +133,14 @@ class Chat:
     def prepare(self) -> None:
         """Let the engine get ready for the next question while the person reads and types."""
         at = self.edited.parent if self.edited else self.talk.head
-        self.engine.prepare(self.talk.at(at).messages(self.settings.system))
+        self.engine.prepare(self.talk.at(at).messages(self.settings.system), self._kept())
+
+    def _kept(self) -> Keep | None:
+        """Where the KV state of this session is kept; None if nothing of it is on disk."""
+        folder = self.record.store.files(self.session.id)
+        if folder is None or not self.talk.turns:
+            return None
+        return Keep(str(folder / "kv"), int(self.settings.snapshots_gb * 2**30))
 
     def ask(self, question: str, attachments: Sequence[Attachment] = ()) -> None:
         """Ask a new question, with what was attached before. Raises the engine's errors."""
