@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +20,7 @@ from qwqcli.engine import EngineSpec, Keep, pages
 from qwqcli.engine.llama import LlamaEngine
 from qwqcli.engine.pages import FOLDER, PAGE, Pages, make_room, maker_of, usage
 from qwqcli.engine.process import ProcessEngine
-from qwqcli.messages import Done, Message, Order, Sampling
+from qwqcli.messages import Done, Message, Notice, Order, Sampling
 from qwqcli.sessions import Store, new_session
 from tests.command_line import qwq
 from tests.test_cache import forget, wait
@@ -256,6 +258,22 @@ def test_going_on_in_another_process(tiny_spec: EngineSpec, cache: Path, keep: K
     assert reused(again, LONG) > PAGE
     again.close()
     assert any(path.suffix == ".tail" for path in files(keep))
+
+
+def test_a_dead_child_is_rebuilt_from_disk(tiny_spec: EngineSpec, cache: Path, keep: Keep) -> None:
+    """After a death the next question finds what was kept, and how long the rest takes is told."""
+    child = ProcessEngine(tiny_spec, cache)
+    list(child.stream(LONG[:1], ONE))
+    child.prepare(LONG, keep)
+    wait(child)
+    os.kill(child.pid, signal.SIGKILL)
+    events = list(child.stream([*LONG, QUESTION], ONE))
+    notice = next(event.text for event in events if isinstance(event, Notice))
+    assert re.search(r"[\d,]+ tokens .* on disk: [\d,]+ s\.", notice)
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert done.stats.prompt_tokens - done.stats.reused_tokens < 40
+    child.close()
 
 
 def test_removed_with_its_session(tmp_path: Path, engine: LlamaEngine) -> None:

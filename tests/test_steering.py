@@ -243,7 +243,7 @@ def test_no_room_for_words(tiny_spec: EngineSpec) -> None:
         filler = [Message("user", "a" * words)]
         if engine.count_tokens(filler) >= 256:
             break
-        events = list(engine.stream(filler, Sampling(seed=3), after(1), budget=Budget(reserve=99)))
+        events = list(engine.stream(filler, Sampling(seed=3), after(1)))
         stats = done(events).stats
         stops.add((done(events).stop, done(events).thought_end))
         assert stats.prompt_tokens + stats.generated_tokens <= 256 + 1

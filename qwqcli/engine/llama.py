@@ -26,6 +26,7 @@ from qwqcli.engine.pages import PAGE, Pages, maker_of
 from qwqcli.engine.steering import (
     LOOP_NOTICE,
     PRESENCE_PENALTY,
+    RESERVE_SHARE,
     SENTENCES,
     STRETCH,
     Steering,
@@ -140,6 +141,12 @@ class LlamaEngine:
                     return False
         return not pages or self._store(lasting, pages, control)
 
+    def fetch(self, messages: Sequence[Message], keep: Keep | None) -> None:
+        """What `prepare` would take from disk, where a question came before it could begin."""
+        pages = None if self._cached else self._pages(keep)
+        if pages and len(lasting := self._lasting(messages)) < self._context.n_ctx:
+            self._fetch(lasting, pages)
+
     def keep(self, messages: Sequence[Message], keep: Keep) -> None:
         """Put to disk what the cache has of the whole pages that `prepare` would."""
         lasting = self._lasting(messages)
@@ -211,7 +218,7 @@ class LlamaEngine:
         clock = _Clock()
         rendered, begun = self._render(messages, thinking)
         prompt = self._tokenize(rendered + begun)
-        self._check_room(len(prompt))
+        self._check_room(len(prompt), 0 if begun else budget.reserve)
         # The last token's logits are where the reply starts, and one alone would round otherwise
         # (see `_evenly`): the same question would be answered in other words the second time.
         reused = self._reuse(prompt[:-2])
@@ -304,11 +311,14 @@ class LlamaEngine:
         del self._cached[shared:]
         return shared
 
-    def _check_room(self, length: int) -> None:
-        if length >= self._context.n_ctx:
+    def _check_room(self, length: int, reserve: int) -> None:
+        """Raise ContextFull where a prompt leaves less than `reserve` for the reply."""
+        n_ctx = self._context.n_ctx
+        reserve = max(1, min(reserve, n_ctx // RESERVE_SHARE))
+        if length + reserve > n_ctx:
+            kept = f", of which {reserve:,} are kept for the reply" if reserve > 1 else ""
             raise ContextFull(
-                f"The conversation has {length:,} tokens and the context holds"
-                f" {self._context.n_ctx:,}.",
+                f"The conversation has {length:,} tokens and the context holds {n_ctx:,}{kept}.",
                 f"Shorten it, or start with --ctx {_round_up(length * 3 // 2, 1024)}",
             )
 

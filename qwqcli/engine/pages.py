@@ -137,10 +137,11 @@ class Pages:
 def maker_of(path: Path, build: str, placement: dict[str, Any]) -> str:
     """What the numbers of a state depend on: the weights, the build, and how they are placed.
 
-    The size of the context is left out on purpose: no number depends on it (rope scaling is a value
-    of its own), and who goes on in a larger window must find what there is.
+    Left out is what no number depends on (rope scaling is a value of its own): who goes on in a
+    larger window, or after a death with smaller batches, must find what there is.
     """
-    computed = {name: value for name, value in placement.items() if name != "n_ctx"}
+    idle = ("n_ctx", "n_batch", "mmap")
+    computed = {name: value for name, value in placement.items() if name not in idle}
     return json.dumps([_weights(path), build, computed], sort_keys=True)
 
 

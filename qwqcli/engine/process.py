@@ -53,6 +53,7 @@ from qwqcli.messages import (
     ThoughtEnd,
 )
 
+TELLING = 64  # tokens of a prompt that tell how fast prompts are processed
 POLL_S = 0.05  # how often `control` is asked while the child is silent
 RESTARTS = 3  # of one request that keeps dying before it is given up
 PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
@@ -96,7 +97,9 @@ class ProcessEngine:
         self._wished, self._failed = spec, False  # the load ended in an error of ours
         self._info: EngineInfo | None = None
         self._last_id = self._prepares = 0
-        self._keeps = False  # whether the last `prepare` said where to
+        self._prepare: wire.Prepare | None = None  # the last one
+        self._last = Stats()  # of the last reply
+        self._prompt_tps: float | None = None  # as last measured
         self._unsaid: list[Event] = []  # came while nobody was listening
         self._child = _Child(spec, cache, patience_s)
 
@@ -116,9 +119,9 @@ class ProcessEngine:
     def prepare(self, messages: Sequence[Message], keep: Keep | None = None) -> bool:
         """See `Engine`. Returns at once; the child may still be loading."""
         self._prepares += 1
-        self._keeps = keep is not None
+        self._prepare = wire.Prepare(self._prepares, tuple(messages), keep)
         with contextlib.suppress(Died):  # said when the next request finds it out
-            self._child.send(wire.Prepare(self._prepares, tuple(messages), keep))
+            self._child.send(self._prepare)
         return False
 
     @property
@@ -154,7 +157,7 @@ class ProcessEngine:
                 yield from self._reply(ask, control, said)
                 return
             except Died as death:
-                yield Notice(f"{death} {self._restart(death.starved)}")
+                yield Notice(f"{death} {self._restart(death.starved)}{self._rebuilding()}")
                 if said.anything:
                     yield Done("died", said.stats(), said.thought_end)
                     return
@@ -163,8 +166,8 @@ class ProcessEngine:
         )
 
     def close(self) -> None:
-        if self._keeps and self._info and not self.prepared:
-            self._keeps = False
+        if self._prepare and self._prepare.keep and self._info and not self.prepared:
+            self._prepare = None
             self._child.leave()
         self._child.close()
 
@@ -175,6 +178,8 @@ class ProcessEngine:
             for event in self._child.events(control, ask.id):
                 said.note(event)
                 over = isinstance(event, Done)
+                if isinstance(event, Done):
+                    self._measured(event.stats)
                 yield event
                 if over:
                     return
@@ -217,6 +222,21 @@ class ProcessEngine:
                 return
             yield value
 
+    def _measured(self, stats: Stats) -> None:
+        self._last = stats
+        if stats.prompt_tokens - stats.reused_tokens >= TELLING:
+            self._prompt_tps = stats.prompt_tps
+
+    def _rebuilding(self) -> str:
+        """How long it takes to bring the conversation back into the cache; empty if unknown."""
+        tokens = self._last.prompt_tokens + self._last.answer_tokens
+        if not (tokens and self._prompt_tps):
+            return ""
+        seconds = max(1, round(tokens / self._prompt_tps))
+        kept = self._prepare is not None and self._prepare.keep is not None
+        unless = ", unless they are on disk" if kept else ""
+        return f" {tokens:,} tokens are processed again first{unless}: {seconds:,} s."
+
     def _restart(self, starved: bool) -> str:
         """Start a new child; returns the sentence that says how."""
         on_gpu = self._info is None or not self._info.placement.startswith(NO_GPU)
@@ -228,6 +248,9 @@ class ProcessEngine:
         self._child.close()
         self._info, self._failed, self._spec = None, False, spec
         self._child = _Child(spec, self._cache, self._patience_s)
+        if self._prepare:
+            with contextlib.suppress(Died):
+                self._child.send(self._prepare)
 
 
 def safer(spec: EngineSpec, starved: bool, on_gpu: bool) -> tuple[EngineSpec, str]:

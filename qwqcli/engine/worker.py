@@ -57,7 +57,9 @@ class Worker:
             return
         if isinstance(request, wire.Leave):
             self._leave()
-        if isinstance(request, wire.Ask):
+        if isinstance(request, wire.Ask) and self._idle_work:
+            with contextlib.suppress(QwqError):
+                self._engine.fetch(self._idle_work.messages, self._idle_work.keep)
             self._idle_work = None
         self._answer(request)
 

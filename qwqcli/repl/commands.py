@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import qwqcli.repl.actions as actions
 import qwqcli.repl.files as files
+import qwqcli.repl.room as room
 import qwqcli.repl.thoughts as thoughts
 import qwqcli.repl.turns as turns
 import qwqcli.repl.window as window
-from qwqcli.errors import QwqError
+from qwqcli.errors import ContextFull, QwqError
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.completion import Values, models, paths, prompts, sessions, settings, values
 from qwqcli.repl.insert import insert
@@ -62,6 +63,8 @@ def obey(chat: Chat, line: str) -> None:
             files.ask(chat, text)
     except QwqError as error:
         chat.complain(error)
+        if isinstance(error, ContextFull):
+            room.choices(chat)
 
 
 def find_command(name: str) -> Command:
@@ -124,6 +127,8 @@ COMMANDS = (
     Command("editor", "[last]", "write the question in your editor", files.editor, ("last",)),
     Command("set", "[NAME [VALUE]]", "show or change a setting", window.change, settings),
     Command("context", "", "what fills the context window", window.context),
+    Command("drop", "N", "go on without the oldest N turns, in a new session", room.drop),
+    Command("compact", "", "go on with a summary, in a new session", room.compact),
     Command("exit", "", "leave", actions.leave, aliases=("quit", "bye")),
 )
 KEYS = [

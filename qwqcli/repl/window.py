@@ -56,6 +56,9 @@ def context(chat: Chat, argument: str) -> None:
     for (name, count), mark in zip(parts.items(), MARKS, strict=True):
         chat.say(f"  {mark} {name:12} {count:9,} tokens  {100 * count / n_ctx:5.1f} %")
     chat.say(f"of {tokens(n_ctx)}; a reply, thought and all, must fit into what is free.")
+    if chat.last and (sent := chat.last.stats.prompt_tokens):
+        reused = chat.last.stats.reused_tokens
+        chat.say(f"The last question found {reused:,} of its {sent:,} tokens in the cache.")
 
 
 MARKS = ("S", "H", "F", "+", ".")
