@@ -61,6 +61,14 @@ def test_a_question_alone_that_is_too_long() -> None:
     assert "/drop" not in table.text
 
 
+def test_a_long_question_after_a_short_talk() -> None:
+    """Dropping turns is not advised where it would not help."""
+    table = Table(("", "1"), FULL)
+    table.type("first", "word " * 3500)
+    assert "the question alone" in table.text
+    assert "/drop" not in table.text
+
+
 def test_drop(store: Store) -> None:
     """The oldest go, the rest is a session of its own, and the refused question comes back."""
     table = Table(*TALK, FULL, ("", "4"), store=store)

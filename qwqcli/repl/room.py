@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qwqcli.conversation import Conversation, Turn, branch
+from qwqcli.engine.steering import RESERVE_SHARE
 from qwqcli.errors import UsageError
+from qwqcli.inputs import with_attachments
 from qwqcli.messages import Message
 from qwqcli.repl.chat import Chat
 from qwqcli.sessions import new_session, new_turn_id
@@ -26,21 +28,27 @@ def choices(chat: Chat) -> None:
     """Show what fills the window, and what to type to make room."""
     sizes = [(turn, tokens_of(chat, turn)) for turn in chat.talk.path() if turn.answered]
     n_ctx = chat.engine.info().n_ctx
-    wider = (
-        f"qwq chat --continue --ctx {2 * n_ctx} (`qwq plan --ctx {2 * n_ctx}` says what it costs)"
-    )
-    if not sizes:
-        chat.say(f"It is the question alone: shorten it or its files, or {wider}.")
+    left = n_ctx - min(chat.settings.budget.reserve, n_ctx // RESERVE_SHARE) - _asked(chat)
+    if not sizes or left <= 0:
+        chat.say("It is the question alone that is too long: shorten it or its files.")
         return
     for at, (turn, size) in enumerate(sizes[:LISTED], 1):
         files = f" + {len(turn.attachments)} files" if turn.attachments else ""
         chat.say(f"{at:4}  {size:8,} tokens  {' '.join(turn.question.split())[:48]}{files}")
     if len(sizes) > LISTED:
         chat.say(f"      and {len(sizes) - LISTED} later ones")
-    count = enough([size for _, size in sizes], n_ctx // 2)
+    count = enough([size for _, size in sizes], min(left, n_ctx // 2))
     gained = sum(size for _, size in sizes[:count])
     chat.say(f"/drop {count} goes on without the oldest {count}: {gained:,} tokens less.")
-    chat.say(f"/compact goes on with a summary. Or {wider}.")
+    chat.say("/compact goes on with a summary instead of all that was said.")
+    chat.say(f"qwq chat --continue --ctx {2 * n_ctx} has more room; what that costs: qwq plan.")
+
+
+def _asked(chat: Chat) -> int:
+    """Tokens of the system prompt and the question that found no room."""
+    system = [Message("system", chat.settings.system)] if chat.settings.system else []
+    asked = with_attachments(chat.draft, chat.attached)
+    return chat.engine.count_tokens([*system, Message("user", asked or "?")])
 
 
 def enough(sizes: list[int], wanted: int) -> int:
@@ -68,7 +76,7 @@ def drop(chat: Chat, argument: str) -> None:
         raise UsageError(f"/drop takes a number from 1 to {len(answered)}.", "/drop 1")
     first = answered[int(argument) - 1] + 1
     _go_on_with(chat, path[first:])
-    chat.say(f"{argument} left out: this is now session {chat.session.id}; the old one is kept.")
+    chat.say(f"This is now session {chat.session.id}; the old one is kept with all its turns.")
 
 
 def compact(chat: Chat, argument: str) -> None:
