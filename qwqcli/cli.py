@@ -31,8 +31,10 @@ from qwqcli.errors import INTERRUPTED, ClosedPipe, QwqError, UsageError
 from qwqcli.terminal import Output
 
 __all__ = ["Env", "main"]
-# imported for the commands that they add, in the order of --help
-COMMANDS = (talk, sessions, prompts, files, cache, machine, bench, settings)
+# Imported for the commands that they add; --help lists them in this order.
+COMMANDS = (talk, files, machine, bench, sessions, prompts, cache, settings)
+_ORDER = [module.__name__ for module in COMMANDS]
+app.registered_commands.sort(key=lambda command: _ORDER.index(str(command.callback.__module__)))
 
 
 @app.callback(invoke_without_command=True)

@@ -191,6 +191,7 @@ def test_a_thought_by_number(start: Start) -> None:
     terminal.ask("two")
     terminal.keys("/think 1\r")
     assert "second" not in "\n".join(terminal.see("first")).rpartition("/think 1")[2]
+    terminal.prompt()
     terminal.keys("/think 7\r")
     terminal.see("the questions here are 1 to 2")
 

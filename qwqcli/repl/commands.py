@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,7 +85,12 @@ def _help(chat: Chat, argument: str) -> None:
     rows = [(f"/{c.name} {c.argument}".rstrip(), c.help) for c in COMMANDS]
     rows += KEYS
     wide = max(len(left) for left, _ in rows)
-    chat.screen.out.write("".join(f"  {left:{wide}}  {right}\n" for left, right in rows))
+    room = chat.screen.out.size()[0] - wide - 4
+    for left, right in rows:
+        # where the columns do not fit side by side, the terminal breaks the lines as it likes
+        first, *rest = textwrap.wrap(right, room) if room > 10 else [right]
+        chat.screen.out.write(f"  {left:{wide}}  {first}\n")
+        chat.screen.out.write("".join(f"  {'':{wide}}  {line}\n" for line in rest))
 
 
 COMMANDS = (
