@@ -442,42 +442,17 @@ class Context:
             self._context = None
 
 
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
-
 class Sampler:
-    """Draws the next token: top_k, top_p, min_p, temperature, in the order that Qwen gives.
-
-    What top_k would drop is left out before llama.cpp sees it. llama.cpp copies the logits of the
-    whole vocabulary into records and sorts those, for each token.
-    """
+    """Draws the next token: top_k, top_p, min_p, temperature, in the order that Qwen gives."""
 
     def __init__(self, sampling: Sampling, seed: int) -> None:
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for link in self._links(sampling, seed):
             lib.llama_sampler_chain_add(self._chain, link)
-        self._keep = 1 if sampling.greedy else sampling.top_k
-        self._records = np.empty(0, _CANDIDATE)
-        self._data: Any = None  # where they are
 
     def sample(self, context: Context) -> int:
         """The next token, drawn from the logits of the last decoded position."""
-        logits = context.logits()
-        ids = likeliest(logits, self._keep)
-        if len(ids) < self._keep:  # logits that are no numbers: llama.cpp decides what that means
-            return int(lib.llama_sampler_sample(self._chain, context._context, -1))
-        candidates = self._candidates_of(ids, logits)
-        lib.llama_sampler_apply(self._chain, ctypes.byref(candidates))
-        return int(candidates.data[candidates.selected].id)
-
-    def _candidates_of(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> Any:
-        """The tokens `ids` as a llama_token_data_array, in memory that every token uses again."""
-        if len(ids) > len(self._records):
-            self._records = np.empty(2 * len(ids), _CANDIDATE)
-            self._data = self._records.ctypes.data_as(lib.llama_token_data_p)
-        self._records["id"][: len(ids)] = ids
-        self._records["logit"][: len(ids)] = logits[ids]
-        return lib.llama_token_data_array(self._data, len(ids), -1, False)
+        return int(lib.llama_sampler_sample(self._chain, context._context, -1))
 
     def close(self) -> None:
         lib.llama_sampler_free(self._chain)
@@ -492,26 +467,6 @@ class Sampler:
         yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
         yield lib.llama_sampler_init_temp(sampling.temperature)
         yield lib.llama_sampler_init_dist(seed)
-
-
-def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Indices of the `count` greatest logits and of some more, in no order; all for `count` 0.
-
-    The logits are seen as a table of 64 rows. `count` of its columns have a greatest value of at
-    least t, the `count`-th greatest of those values, so the logits that are sought are all >= t
-    and stand in the columns whose greatest value is.
-    """
-    columns = len(logits) // 64
-    if not 0 < count <= columns:
-        return np.arange(len(logits))
-    table = logits[: columns * 64].reshape(64, columns)
-    tops = table.max(axis=0)
-    least = np.partition(tops, columns - count)[columns - count]
-    chosen = (tops >= least).nonzero()[0]
-    rows, places = (table[:, chosen] >= least).nonzero()
-    ids = rows * columns + chosen[places]
-    rest = len(logits) - columns * 64
-    return np.append(ids, np.arange(columns * 64, len(logits))) if rest else ids
 
 
 @dataclass(frozen=True, slots=True)
