@@ -23,6 +23,7 @@ Thinking = Literal["show", "fold", "hide"]
 FlashAttn = Literal["auto", "on", "off"]
 Display = Literal["auto", "plain"]
 Editing = Literal["emacs", "vi"]
+Prefer = Literal["context", "speed", "quality"]
 KV = Literal["f16", "q8_0", "q4_0"]  # types of the KV cache
 
 
@@ -47,6 +48,10 @@ class Settings:
     gpu_layers: int | None = None  # None: as many as fit
     kv: KV | None = None  # None: f16 while there is room
     flash_attn: FlashAttn | None = None  # None: what the plan says
+    prefer: Prefer | None = (
+        None  # what is kept longest where memory is short; None: as PLAN.md says
+    )
+    margin_gb: float = 1.0  # GiB that stay free on each device
     snapshots_gb: float = 8.0  # GiB that KV states of sessions may take on disk; 0 keeps none
     display: Display = "auto"  # plain: nothing is redrawn, for screen readers
     editing: Editing = "emacs"  # keys of the prompt
@@ -78,6 +83,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 2),
     "max_tokens": (1, 1 << 20),
     "gpu_layers": (0, 10_000),
+    "margin_gb": (0.0, 1024.0),
     "snapshots_gb": (0.0, 10_000.0),
 }
 

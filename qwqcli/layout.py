@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from qwqcli import costs
-from qwqcli.config import KV, FlashAttn
+from qwqcli.config import KV, FlashAttn, Prefer
 from qwqcli.costs import Cache, Part
 from qwqcli.gguf import ModelInfo
 from qwqcli.hardware import Device, GiB, Machine
 
-Prefer = Literal["context", "speed", "quality"]
 PREFERENCES: tuple[Prefer, ...] = ("context", "speed", "quality")
 
 MARGIN_BYTES = GiB  # llama.cpp's own fit keeps as much on each device

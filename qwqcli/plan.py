@@ -680,7 +680,7 @@ def _smaller(case: Case) -> str:
             return f"qwq plan {name}"
     usual = replace(case, want=replace(case.want, margin_bytes=MARGIN_BYTES))
     if case.want.margin_bytes > MARGIN_BYTES and _first_fit(usual, explained=False):
-        return f"--margin {MARGIN_BYTES // GiB}G"
+        return f"--margin {MARGIN_BYTES // GiB}G, or margin_gb: {MARGIN_BYTES // GiB} as a setting"
     shorter = _shorter(case)
     return f"--ctx {shorter}" if shorter else "Close other programs, or take a smaller model"
 

@@ -393,7 +393,7 @@ def test_a_margin_that_leaves_nothing() -> None:
     """Where a smaller margin is all it takes, that is what to type."""
     with pytest.raises(NoRoom) as caught:
         make_plan(Q4, machine("3090"), Want(margin_bytes=30 * GiB))
-    assert caught.value.hint == "--margin 1G"
+    assert caught.value.hint == "--margin 1G, or margin_gb: 1 as a setting"
 
 
 def test_the_margin_can_be_set() -> None:

@@ -17,9 +17,10 @@ import rpc_server
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwqcli.config import Settings
 from qwqcli.engine import Engine, EngineSpec, wire, worker
 from qwqcli.engine.llama import LlamaEngine
-from qwqcli.engine.process import ProcessEngine, safer
+from qwqcli.engine.process import ProcessEngine, safer, stock_spec
 from qwqcli.errors import BadFile, ContextFull, EngineError
 from qwqcli.messages import (
     Answer,
@@ -273,6 +274,14 @@ def _gone(pid: int) -> bool:
                 return True
         time.sleep(0.05)
     return False
+
+
+def test_settings_reach_the_plan() -> None:
+    """What a person set for memory is what a load plans with."""
+    settings = Settings(ctx=8192, kv="q8_0", prefer="speed", margin_gb=0.5, gpu_layers=3)
+    want = stock_spec(Path("model.gguf"), settings).want()
+    assert (want.n_ctx, want.kv, want.prefer, want.gpu_layers) == (8192, "q8_0", "speed", 3)
+    assert want.margin_bytes == 512 << 20
 
 
 def test_safer_settings_give_up_the_riskiest_first() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qwqcli.config import KV, FlashAttn
-from qwqcli.layout import Want
+from qwqcli.config import KV, FlashAttn, Prefer
+from qwqcli.layout import MARGIN_BYTES, Want
 from qwqcli.messages import Budget, Event, Message, Order, Sampling
 
 NO_GPU = "all layers on the CPU"  # how EngineInfo.placement begins where that is so
@@ -66,6 +66,8 @@ class EngineSpec:
     rpc: str | None = None  # HOST:PORT[,HOST:PORT] of RPC servers whose devices are used as GPUs
     device: str | None = None  # names of the devices to use, such as CUDA0,RPC0; none: the CPU
     squeeze: int = 0  # how often memory that seemed free was refused; see RETRIES and plan.squeezed
+    prefer: Prefer | None = None
+    margin_bytes: int = MARGIN_BYTES  # to leave free on each device
     n_batch: int | None = None  # tokens of a micro-batch
     tuned: str = ""  # what `qwq tune` had set of the above, in one sentence
 
@@ -74,10 +76,12 @@ class EngineSpec:
         return Want(
             n_ctx=self.n_ctx,
             kv=self.kv,
+            prefer=self.prefer,
             gpu_layers=self.gpu_layers,
             flash_attn=self.flash_attn,
             n_batch=self.n_batch,
             threads=self.threads,
+            margin_bytes=self.margin_bytes,
         )
 
 

@@ -37,7 +37,7 @@ from qwqcli.engine import (
     wire,
 )
 from qwqcli.errors import EngineError, OutOfMemory, QwqError
-from qwqcli.hardware import physical_cores
+from qwqcli.hardware import GiB, physical_cores
 from qwqcli.messages import (
     Answer,
     Budget,
@@ -74,6 +74,8 @@ def stock_spec(path: Path, settings: Settings) -> EngineSpec:
         threads=settings.threads or physical_cores(),
         kv=settings.kv,
         flash_attn=settings.flash_attn,
+        prefer=settings.prefer,
+        margin_bytes=round(settings.margin_gb * GiB),
         gpu_layers=settings.gpu_layers,
         extra_bufts=True,
         rpc=settings.rpc,
