@@ -81,7 +81,7 @@ class Dialogue(Terminal):
 
     def ready(self) -> None:
         """Wait for an empty prompt below something else than the last one."""
-        time.sleep(0.05)
+        time.sleep(0.15)
         self.see(lambda rows: rows[-1] == ">" or rows[-1].startswith("> "), timeout=30)
         self.see(lambda rows: rows[-1] == ">", timeout=30)
 
@@ -268,7 +268,8 @@ def test_two_terminals_share_a_session(chat: Start) -> None:
     one.leave()
     two.leave()
     three = chat("--resume", "shared")
-    three.has("2 turns.", "> What is 2 + 2?")
+    three.has("2 turns.")
+    three.see(lambda rows: ">Whatis1+1?" in three.text or ">Whatis2+2?" in three.text)
     three.leave()
 
 
@@ -335,7 +336,9 @@ def test_search_and_suggestions(chat: Start) -> None:
     talk.see(lambda rows: "47 + 86" in rows[-1] or "47 + 86" in "".join(rows[-3:]))
     talk.keys(ENTER)
     talk.see(lambda rows: rows[-1] == f"> {SUM}")
-    talk.keys(CTRL_C + "What")
+    talk.keys(CTRL_C)
+    talk.see(lambda rows: rows[-1] == ">")
+    talk.keys("What")
     talk.see(lambda rows: rows[-1] == f"> {SUM}")  # the rest is the suggestion
     talk.keys("\x1b[C" + ENTER)
     talk.has("133")

@@ -193,8 +193,8 @@ def test_resume_shows_where_the_conversation_stands(store: Store) -> None:
     assert "2 turns  sums" not in table.text
     assert "1 turns  sums" in table.text
     assert "> What is 2+2?" in table.text
-    table.type("/resume 9", "/resume absent", "/resume", "7")
-    assert "There is no session '9'." in table.text
+    table.type("/resume 1l", "/resume absent", "/resume", "7")
+    assert "There is no session '1l'." in table.text
     assert "'7' is not a number from 1 to 2." in table.text
 
 
