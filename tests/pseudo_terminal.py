@@ -93,8 +93,9 @@ class Terminal:
 
     def left(self) -> int:
         """Wait until the chat has ended; its exit code."""
+        end = time.monotonic() + 60
         while self._read():
-            pass
+            assert time.monotonic() < end, "it does not leave\n" + "\n".join(self.rows)
         self.child.close()
         assert self.child.exitstatus is not None
         return self.child.exitstatus

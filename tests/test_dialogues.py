@@ -245,12 +245,12 @@ def test_a_killed_chat_goes_on(chat: Start, slow: Slow, tmp_path: Path) -> None:
     killed.keys(SUM + ENTER)
     killed.see("Thinking 2 s")
     os.kill(killed.child.pid, signal.SIGKILL)
-    talk = chat("--continue", QWQ_DATA_DIR=str(tmp_path))
+    talk = chat("--continue", QWQ_DATA_DIR=str(tmp_path), QWQ_PAGER="cat")
     talk.has("1 turn.", f"> {SUM}", "[cut off when qwq was ended]")
     talk.ready()
-    talk.line("/think 1")
+    talk.keys("/think 1" + ENTER)
     talk.has("thought thought thought")
-    talk.keys("q")
+    talk.ready()
     talk.leave()
 
 
