@@ -299,7 +299,6 @@ class Context:
             )
         self._memory = lib.llama_get_memory(self._context)
         self._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
-        self._logits: dict[int, NDArray[np.float32]] = {}  # by address
         self._tokens = (lib.llama_token * placement.n_batch)()
         self.n_batch = placement.n_batch
 
@@ -327,11 +326,8 @@ class Context:
 
     def logits(self) -> NDArray[np.float32]:
         """The logits of the last decoded position, one a token; valid until the next decode."""
-        address = ctypes.addressof(lib.llama_get_logits_ith(self._context, -1).contents)
-        if address not in self._logits:  # a few places, as the buffer grows
-            values = (ctypes.c_float * self._n_vocab).from_address(address)
-            self._logits[address] = np.frombuffer(memoryview(values), np.float32)
-        return self._logits[address]
+        pointer = lib.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, (self._n_vocab,))
 
     def decode_all(self, tokens: Sequence[int], first: int) -> NDArray[np.float32]:
         """Append `tokens`; the logits from position `first` on, shape (positions, vocabulary).
