@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from qwqcli import budget
+from qwqcli import atomic, budget
 from qwqcli.errors import UsageError
 from qwqcli.messages import Budget, Sampling
 
@@ -188,11 +188,8 @@ def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace the settings file as a whole; half of it is never there. Raises UsageError."""
-    new = path.with_name(path.name + ".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(text, encoding="utf-8")
-        new.replace(path)
+        atomic.write_text(path, text)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from qwqcli import config
+from qwqcli import atomic, config
 from qwqcli.errors import QwqError
 from qwqcli.hub import Hub, Policy
 from qwqcli.hub.sources import QWQ_REPOS, Absent, source_of
@@ -95,7 +94,4 @@ def _write(file: Path, source: str, sizes: Mapping[str, int]) -> None:
     """Keep `sizes` if that is possible; the next plan asks again if not."""
     text = json.dumps({"source": source, "time": time.time(), "sizes": sizes})
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        atomic.write_text(file, text)

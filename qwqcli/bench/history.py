@@ -8,13 +8,12 @@ before it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qwqcli import costs
+from qwqcli import atomic, costs
 from qwqcli.bench.report import Report, Row, from_json, to_json
 from qwqcli.engine.selfcheck import fingerprint
 from qwqcli.errors import QwqError, UsageError
@@ -29,11 +28,8 @@ def folder(data: Path) -> Path:
 def keep(report: Report, data: Path) -> str:
     """Write `report`; returns a sentence if that is not possible, for the figures are not lost."""
     target = folder(data) / f"{report.id}.json"
-    partial = target.with_suffix(f".{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(to_json(report) + "\n", encoding="utf-8")
-        partial.replace(target)
+        atomic.write_text(target, to_json(report) + "\n")
     except OSError as error:
         return f"This run cannot be kept in {target.parent}: {error.strerror}."
     return ""

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwqcli.atomic import write_file
 from qwqcli.engine import Keep
 from qwqcli.gguf import split_paths
 
@@ -98,7 +99,8 @@ class Pages:
             self._folder.mkdir(parents=True, exist_ok=True)
             if size > self._cap or shutil.disk_usage(self._folder).free < size + LEAVE_FREE:
                 return False
-            self._write(self._folder / page.file, [_MAGIC, self._mac(page, state), state])
+            mac = self._mac(page, state)
+            write_file(self._folder / page.file, _MAGIC, mac, state, mode=0o600)
             if page.file.endswith(".tail"):
                 self._drop_other_tails(page)
         except OSError:
@@ -116,17 +118,6 @@ class Pages:
         digest = hashlib.blake2b(page.file.encode(), key=self._key, digest_size=_MAC_BYTES)
         digest.update(state)
         return digest.digest()
-
-    def _write(self, path: Path, parts: Sequence[Any]) -> None:
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                for part in parts:
-                    file.write(part)
-            beside.replace(path)
-        except OSError:
-            beside.unlink(missing_ok=True)
-            raise
 
     def _drop_other_tails(self, page: Page) -> None:
         for path in self._folder.glob("*.tail"):

@@ -23,6 +23,7 @@ from dataclasses import replace
 from importlib import metadata, util
 from pathlib import Path
 
+from qwqcli import atomic
 from qwqcli.builtin import model_path
 from qwqcli.engine import EngineSpec
 from qwqcli.errors import EngineError
@@ -103,10 +104,7 @@ def _remember(file: Path, build: str, extra_bufts: bool) -> tuple[str, ...]:
     """Keep the verdict; returns a notice if that is not possible."""
     text = json.dumps({"build": build, "extra_bufts": extra_bufts})
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        atomic.write_text(file, text)
     except OSError as error:
         return (
             f"{file.parent} cannot be written ({error.strerror}), so the engine is checked again"

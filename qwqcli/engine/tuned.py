@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qwqcli import atomic
 from qwqcli.config import KV, FlashAttn, Settings
 from qwqcli.engine import EngineSpec
 from qwqcli.engine.selfcheck import fingerprint
@@ -104,12 +104,8 @@ def _load(cache: Path) -> dict[str, Any]:
 
 
 def _save(cache: Path, known: Mapping[str, Any]) -> None:
-    file = cache / "tuned.json"
-    partial = file.with_suffix(f".{os.getpid()}")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(known), encoding="utf-8")
-        partial.replace(file)
+        atomic.write_text(cache / "tuned.json", json.dumps(known))
     except OSError as error:
         raise QwqError(f"{cache} cannot be written: {error.strerror}.") from error
 

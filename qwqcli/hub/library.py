@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qwqcli.atomic import write_file
 from qwqcli.errors import UsageError
 from qwqcli.gguf import read_file_header, split_paths
 from qwqcli.hub.events import How
 from qwqcli.hub.reuse import Shelf, everything
 from qwqcli.hub.sources import QWQ_REPOS, Offer, Want, quantization_of
-from qwqcli.hub.spans import write_file
 
 QWQ = "qwq"  # the owner of what we pulled
 REMOVE_WITH = {

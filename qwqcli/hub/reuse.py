@@ -18,8 +18,8 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwqcli.atomic import write_file
 from qwqcli.hub.events import Checking
-from qwqcli.hub.spans import write_file
 from qwqcli.hub.store import cache_root, home
 
 BLOCK = 1 << 20  # bytes read at once for a checksum

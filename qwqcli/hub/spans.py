@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from qwqcli.atomic import write_file
+
 Spans: TypeAlias = tuple[tuple[int, int], ...]  # ascending, disjoint, each (start, end)
 
 MAX_NOTE = 4 << 20  # bytes; a note with 10,000 spans has 0.3 MB
@@ -96,34 +98,6 @@ def _note(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
-
-
-def write_file(path: Path, data: bytes, *, sync: bool = False) -> None:
-    """Put `data` at `path` in one step: a reader sees the old file or the new one."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    try:
-        with os.fdopen(os.open(scratch, flags, 0o644), "wb") as file:
-            file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
-    if sync:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a loss of power, where the file system can."""
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from qwqcli.atomic import sync_folder, write_file
 from qwqcli.errors import BadFile, NoRoom, QwqError, UsageError
 from qwqcli.hub.sources import (
     QWQ_REPOS,
@@ -32,7 +33,7 @@ from qwqcli.hub.sources import (
     quantization_of,
     safe_path,
 )
-from qwqcli.hub.spans import Journal, held, sync_folder, write_file
+from qwqcli.hub.spans import Journal, held
 
 PARTIAL = ".qwq.incomplete"  # the ending lets `hf cache prune` sweep what is left behind
 LOCK_MODE = 0o664  # as huggingface_hub: people who share a cache wait for each other

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from qwqcli import atomic
 from qwqcli.errors import UsageError
 from qwqcli.terminal import Output, visible
 
@@ -321,10 +322,7 @@ def forget(history: Path, texts: Sequence[str]) -> None:
         return
     kept = [entry for entry in entries if _entry_text(entry) not in gone]
     if len(kept) < len(entries):
-        new = history.with_name(history.name + ".new")
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT, 0o600))
-        new.write_text("\n# ".join(kept), encoding="utf-8")
-        new.replace(history)
+        atomic.write_text(history, "\n# ".join(kept), mode=0o600)  # only its owner may read it
 
 
 def _entry_text(entry: str) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwqcli import atomic
 from qwqcli.errors import QwqError, UsageError
 from qwqcli.suite import SCHEMA, Outcome, Setup
 
@@ -78,9 +79,8 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, about: Mapping[str, Any]) -> None:
-        partial = self.folder / "run.json.new"
-        partial.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
-        partial.replace(self.folder / "run.json")
+        text = json.dumps(about, ensure_ascii=False, indent=1)
+        atomic.write_text(self.folder / "run.json", text)
 
 
 def start(data: Path, asked: Mapping[str, Any], now: float, *, fresh: bool = False) -> Journal:
