@@ -9,23 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qwqcli import errors
 from qwqcli.bench import Test
 from qwqcli.bench.drill import Mix
-from qwqcli.engine import Control
-from qwqcli.errors import EngineError, QwqError
+from qwqcli.engine import Control, wire
+from qwqcli.engine.pipes import Pipes
+from qwqcli.errors import EngineError
 
 POLL_S = 0.05  # how often `cancel` is asked while the child measures; it costs 20 us each
-CLOSE_S = 2.0
 
 
 class Interrupted(Exception):
@@ -37,17 +32,8 @@ class Child:
 
     def __init__(self, cancel: Control) -> None:
         self._cancel = cancel
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "qwqcli.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
-        )
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._pipes = Pipes("qwqcli.bench.worker", self._lines.put)
 
     def __enter__(self) -> Child:
         return self
@@ -57,7 +43,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._pipes.process.pid
 
     def load(
         self, path: Path, placement: Mapping[str, Any], extra_bufts: bool, rpc: str | None = None
@@ -105,24 +91,11 @@ class Child:
 
     def close(self) -> None:
         """Let the child go, wherever it is; safe to call twice."""
-        if self._process.stdin and not self._process.stdin.closed:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(CLOSE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        if self._process.stdout:
-            self._process.stdout.close()
-        self._errors.close()
+        self._pipes.close()
 
     def _send(self, request: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # a dead child is found when its answer is missing
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+            self._pipes.send(json.dumps(request).encode() + b"\n")
 
     def _next(self) -> dict[str, Any]:
         while True:
@@ -137,24 +110,10 @@ class Child:
                 raise self._death()
             said = dict(json.loads(line))
             if "failed" in said:
-                raise _error(*said["failed"])
+                raise wire.Failed(*said["failed"]).error()
             return said
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
-        self._lines.put(b"")
-
     def _death(self) -> EngineError:
-        code = self._process.wait()
-        self._errors.seek(0)
-        words = self._errors.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
-        said = f": {words[-1].strip()[:200]}" if words else ""
+        code, words = self._pipes.process.wait(), self._pipes.last_words()
+        said = f": {words[:200]}" if words else ""
         return EngineError(f"The process that measures ended with code {code}{said}.", "qwq doctor")
-
-
-def _error(kind: str, message: str, hint: str) -> QwqError:
-    known = getattr(errors, kind, EngineError)
-    assert issubclass(known, QwqError)
-    return known(message, hint)

@@ -15,21 +15,19 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 from qwqcli.bench import Test, drill
 from qwqcli.bench.watch import free_bytes
+from qwqcli.engine import pipes, wire
 from qwqcli.engine.llama import layers_line
 from qwqcli.engine.native import Context, Model, Placement, add_rpc_devices, buffer_owners, log
 from qwqcli.errors import EngineError, QwqError
 
 STATE_SHARE = 0.25  # of the free memory is what a copy of the KV cache may take
 POOL = 4096  # random tokens that are drawn before anything is timed
-
-Say = Callable[[dict[str, Any]], None]
 
 
 class Target:
@@ -103,7 +101,7 @@ class Target:
 class Worker:
     """One model after another, one test after another."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: pipes.Say) -> None:
         self._say = say
         self._model: Model | None = None
         self._placement = Placement(n_ctx=0)
@@ -118,8 +116,7 @@ class Worker:
             else:
                 self._test(**request["test"])
         except QwqError as error:
-            kind = type(error).__name__
-            self._say({"failed": [kind, error.message, error.hint]})
+            self._say({"failed": astuple(wire.Failed.of(error))})
 
     def _load(
         self, path: str, placement: dict[str, Any], extra_bufts: bool, rpc: str | None
@@ -181,18 +178,14 @@ def _placement(values: dict[str, Any]) -> Placement:
 
 
 def main() -> None:
-    """Keep stdout for the answers: what native code prints goes to stderr."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Take requests in beside the work, so that the end of stdin is seen at once."""
+    say = pipes.answers()
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def read() -> None:
         for line in sys.stdin:
             requests.put(json.loads(line))
         os._exit(0)  # native code may be anywhere
-
-    def say(value: dict[str, Any]) -> None:
-        print(json.dumps(value), file=replies, flush=True)
 
     threading.Thread(target=read, daemon=True).start()
     worker = Worker(say)

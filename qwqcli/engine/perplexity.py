@@ -22,12 +22,11 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwqcli import errors
-from qwqcli.engine import EngineSpec
+from qwqcli.engine import EngineSpec, pipes, wire
 from qwqcli.errors import EngineError, NoRoom, QwqError, UsageError
 
 WINDOW = 512  # tokens, llama-perplexity's own
@@ -123,7 +122,7 @@ def _child(job: Job, stop: Callable[[], object]) -> Generator[Progress, None, Su
         for line in process.stdout:
             said = json.loads(line)
             if "failed" in said:
-                raise _error(*said["failed"])
+                raise wire.Failed(*said["failed"]).error()
             sums = Sums(**said["sums"])
             yield Progress(sums.windows, said["total"], sums)
             if stop():
@@ -137,12 +136,6 @@ def _child(job: Job, stop: Callable[[], object]) -> Generator[Progress, None, Su
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-def _error(kind: str, message: str, hint: str) -> QwqError:
-    known = getattr(errors, kind, EngineError)
-    assert issubclass(known, QwqError)
-    return known(message, hint)
 
 
 # --- in the child ------------------------------------------------------------------------------
@@ -283,17 +276,15 @@ def _into(sums: list[float], values: Any) -> None:
 
 
 def main() -> None:
-    """Stdout is for the answers: what native code prints goes to stderr."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """One job, from stdin; each answer is a line."""
+    say = pipes.answers()
     plain = json.load(sys.stdin)
     job = Job(**{**plain, "spec": EngineSpec(**plain["spec"])})
     try:
         for sums, total in _score(job):
-            print(json.dumps({"sums": asdict(sums), "total": total}), file=replies, flush=True)
+            say({"sums": asdict(sums), "total": total})
     except QwqError as error:
-        failed = [type(error).__name__, error.message, error.hint]
-        print(json.dumps({"failed": failed}), file=replies, flush=True)
+        say({"failed": astuple(wire.Failed.of(error))})
 
 
 if __name__ == "__main__":

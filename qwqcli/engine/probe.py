@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qwqcli.engine.pipes import answers
 from qwqcli.errors import QwqError
 from qwqcli.hardware import abandon
 
@@ -98,14 +99,13 @@ class Probe:
 
 
 def main(arguments: list[str]) -> None:
-    """In the child. Stdout is for the answers: what native code prints goes to stderr."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """In the child."""
+    say = answers()
     from qwqcli.engine import native  # loads the library
 
-    print(json.dumps(_devices(native, arguments)), file=replies, flush=True)
+    say(_devices(native, arguments))
     for line in sys.stdin:
-        print(json.dumps(_dry_load(native, json.loads(line))), file=replies, flush=True)
+        say(_dry_load(native, json.loads(line)))
 
 
 def _devices(native: Any, arguments: list[str]) -> dict[str, Any]:

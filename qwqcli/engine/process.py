@@ -13,9 +13,6 @@ import queue
 import re
 import signal
 import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -36,6 +33,7 @@ from qwqcli.engine import (
     tuned,
     wire,
 )
+from qwqcli.engine.pipes import Pipes
 from qwqcli.errors import EngineError, OutOfMemory, QwqError
 from qwqcli.hardware import GiB, physical_cores
 from qwqcli.messages import (
@@ -58,7 +56,6 @@ POLL_S = 0.05  # how often `control` is asked while the child is silent
 RESTARTS = 3  # of one request that keeps dying before it is given up
 PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
 LEAVE_S = 5.0  # how long a child that is left may go on writing
-CLOSE_S = 2.0  # how long a child may take to leave before it is killed
 
 
 def open_engine(path: Path, settings: Settings, cache: Path) -> ProcessEngine:
@@ -309,30 +306,18 @@ class _Child:
     def __init__(self, spec: EngineSpec, cache: Path, patience_s: float) -> None:
         self._patience_s, self._hangs = patience_s, False
         self.prepared = 0  # the id of the last `Prepare` that is done
-        # its stderr, off the person's screen
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "qwqcli.engine.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
-        )
         self._values: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._pipes = Pipes("qwqcli.engine.worker", self._take)
         with contextlib.suppress(Died):  # said when the first answer is waited for
             self.send(wire.Load(spec, str(cache)))
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._pipes.process.pid
 
     def send(self, value: Any) -> None:
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(wire.encode(value))
-            self._process.stdin.flush()
+            self._pipes.send(wire.encode(value))
         except OSError as error:
             raise self._death() from error
 
@@ -361,7 +346,7 @@ class _Child:
             except queue.Empty:
                 if time.monotonic() > deadline:
                     self._hangs = True
-                    self._process.kill()
+                    self._pipes.process.kill()
                     deadline = math.inf
                 continue
             if value is None:
@@ -373,7 +358,7 @@ class _Child:
 
     def drain(self, request: int) -> None:
         """Stop `request` and pass over what is left of its reply; nothing once it is closed."""
-        if self._errors.closed:
+        if self._pipes.closed:
             return
         with contextlib.suppress(Died):
             self.send(wire.Give(request, Order.STOP))
@@ -385,38 +370,22 @@ class _Child:
         """Let the child keep what it has, for a while at most, and end."""
         with contextlib.suppress(Died, subprocess.TimeoutExpired):
             self.send(wire.Leave())
-            self._process.wait(LEAVE_S)
+            self._pipes.process.wait(LEAVE_S)
 
     def close(self) -> None:
-        """Let the child go: it leaves at once when its stdin ends."""
-        if self._process.stdin and not self._process.stdin.closed:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(CLOSE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        if self._process.stdout:
-            self._process.stdout.close()
-        self._errors.close()
+        """Let the child go; safe to call twice."""
+        self._pipes.close()
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        # a child that dies may leave half a line, which is no value
-        with contextlib.suppress(ValueError):
-            for line in self._process.stdout:
-                value = wire.decode(line)
-                if isinstance(value, wire.Prepared):
-                    self.prepared = value.id
-                else:
-                    self._values.put(value)
-        self._values.put(None)
+    def _take(self, line: bytes) -> None:
+        value = wire.decode(line) if line else None
+        if isinstance(value, wire.Prepared):
+            self.prepared = value.id
+        else:
+            self._values.put(value)
 
     def _death(self) -> Died:
         """Why the process ended, in one sentence."""
-        code, words = self._process.wait(), self._last_words()
+        code, words = self._pipes.process.wait(), self._last_words()
         if self._hangs:
             return Died(f"The engine did not stop within {self._patience_s:.0f} s and was ended.")
         if code == -9:  # SIGKILL, which Windows lacks
@@ -428,10 +397,6 @@ class _Child:
         return Died(f"The engine stopped with code {code}{words}.", starved)
 
     def _last_words(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read()[-4096:].decode("utf-8", "replace").split("\n")
-        lines = [line.strip() for line in lines if line.strip()]
         # an abort begins with the source file that it stands in, as the build machine named it
-        return (
-            f": {re.sub(r'^.*?[^ ]+:[0-9]+: ', '', lines[-1])[:200].rstrip('.')}" if lines else ""
-        )
+        said = re.sub(r"^.*?[^ ]+:[0-9]+: ", "", self._pipes.last_words())[:200].rstrip(".")
+        return f": {said}" if said else ""

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeGuard
 
-from qwqcli.engine import selfcheck, wire
+from qwqcli.engine import pipes, selfcheck, wire
 from qwqcli.errors import QwqError
 from qwqcli.messages import Answer, Event, Loading, Notice, Order, Reasoning
 
@@ -175,9 +175,8 @@ def gathered(
 
 
 def main() -> None:
-    """Keep stdout for the protocol: what native code prints goes to stderr."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    """Serve the one parent."""
+    replies = pipes.replies()
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     Worker(sys.stdin.buffer, replies).serve()
 
