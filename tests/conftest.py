@@ -11,7 +11,7 @@ import pytest
 from pseudo_terminal import Terminal
 
 from qwqcli import builtin
-from qwqcli.engine import EngineSpec, selfcheck
+from qwqcli.engine import Engine, EngineSpec, selfcheck
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +51,18 @@ def smollm_spec(smollm: Path, cache: Path) -> EngineSpec:
         EngineSpec(str(smollm), threads=1, n_ctx=2048, extra_bufts=True), cache
     )
     return spec
+
+
+@pytest.fixture(params=["in this process", "in a child"])
+def either(request: pytest.FixtureRequest, tiny_spec: EngineSpec, cache: Path) -> Iterator[Engine]:
+    """The built-in model behind each of the two engines."""
+    from qwqcli.engine.llama import LlamaEngine  # here: it loads the native library
+    from qwqcli.engine.process import ProcessEngine
+
+    engine: Engine
+    engine = LlamaEngine(tiny_spec) if "this" in request.param else ProcessEngine(tiny_spec, cache)
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(autouse=True)

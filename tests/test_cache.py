@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from replies import after, answer, done, thought
 
 from qwqcli.engine import Control, EngineSpec, never
 from qwqcli.engine.llama import IDLE_BATCH, LlamaEngine, _evenly
 from qwqcli.engine.process import ProcessEngine
-from qwqcli.messages import Answer, Done, Event, Message, Notice, Order, Reasoning, Sampling, Stats
+from qwqcli.messages import Event, Message, Notice, Order, Sampling, Stats
 
 GREEDY = Sampling(temperature=0, max_tokens=60)
 SUM = [Message("user", "What is 47 + 86?")]
@@ -62,19 +63,8 @@ def tokens(engine: LlamaEngine, messages: list[Message]) -> list[int]:
     return engine._tokenize("".join(engine._render(messages, True)))
 
 
-def text(events: list[Event], kind: type[Reasoning] | type[Answer] = Answer) -> str:
-    return "".join(e.text for e in events if isinstance(e, kind))
-
-
 def stats(events: list[Event]) -> Stats:
-    assert isinstance(events[-1], Done)
-    return events[-1].stats
-
-
-def after(count: int, order: Order = Order.STOP) -> Control:
-    """A control that gives its order when it is asked for the `count`-th time, and from then on."""
-    asked = iter(range(1, 1_000_000))
-    return lambda: order if next(asked) >= count else Order.GO_ON
+    return done(events).stats
 
 
 def shared(a: list[int], b: list[int]) -> int:
@@ -96,9 +86,9 @@ class Replay:
         events = list(self.engine.stream(asked, self.sampling, control()))
         self.check_reply(asked, before, events)
         self.check_against_fresh(asked, events, control())
-        if text(events).strip():
-            answer = Message("assistant", text(events), text(events, Reasoning))
-            self.messages = [*asked, answer]
+        if answer(events).strip():
+            reply = Message("assistant", answer(events), thought(events))
+            self.messages = [*asked, reply]
         self.prepare()
 
     def check_reply(self, asked: list[Message], before: list[int], events: list[Event]) -> None:
@@ -113,8 +103,8 @@ class Replay:
     def check_against_fresh(self, asked: list[Message], events: list[Event], same: Control) -> None:
         forget(self.fresh)
         anew = list(self.fresh.stream(asked, self.sampling, same))
-        assert text(events, Reasoning) == text(anew, Reasoning)
-        assert text(events) == text(anew)
+        assert thought(events) == thought(anew)
+        assert answer(events) == answer(anew)
         difference = self.engine._context.logits() - self.fresh._context.logits()
         assert np.abs(difference).max() <= 1e-3
 
@@ -252,7 +242,7 @@ def test_what_was_stopped_may_go_on(engine: LlamaEngine) -> None:
     held = list(engine._cached)
     engine.prepare([])
     assert engine._cached == held
-    begun = [*SUM, Message("assistant", "", text(events, Reasoning))]
+    begun = [*SUM, Message("assistant", "", thought(events))]
     again = list(engine.stream(begun, GREEDY))
     assert stats(again).reused_tokens >= len(held) - 2
 
@@ -263,13 +253,13 @@ def test_a_model_that_cannot_cut_back(
     """Where the past cannot be cut off, it is built anew while nobody waits, and once only."""
     engine, fresh = LlamaEngine(tiny_spec), LlamaEngine(tiny_spec)
     monkeypatch.setattr(type(engine._model), "forgets", True)
-    talk = [*SUM, Message("assistant", text(list(engine.stream(SUM, GREEDY))))]
+    talk = [*SUM, Message("assistant", answer(list(engine.stream(SUM, GREEDY))))]
     assert engine.prepare(talk)
     cached = list(engine._cached)
     asked = [*talk, Message("user", "And 12 - 5?")]
     events = list(engine.stream(asked, GREEDY))
     assert stats(events).reused_tokens == len(cached)
-    assert text(events) == text(list(fresh.stream(asked, GREEDY)))
+    assert answer(events) == answer(list(fresh.stream(asked, GREEDY)))
     engine.close()
     fresh.close()
 

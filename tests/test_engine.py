@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from replies import after, answer, done, thought
 
-from qwqcli.engine import Control, EngineSpec
+from qwqcli.engine import EngineSpec
 from qwqcli.engine.llama import LlamaEngine, _Clock, _Reply
 from qwqcli.errors import BadFile, ContextFull, EngineError
-from qwqcli.messages import Answer, Done, Event, Message, Order, Prompting, Reasoning, Sampling
+from qwqcli.messages import Answer, Message, Prompting, Reasoning, Sampling
 from qwqcli.reasoning import Splitter
 
 GREEDY = Sampling(temperature=0, max_tokens=200)
@@ -29,26 +30,6 @@ def smol(smollm_spec: EngineSpec) -> Iterator[LlamaEngine]:
     engine = LlamaEngine(smollm_spec)
     yield engine
     engine.close()
-
-
-def thought(events: list[Event]) -> str:
-    return "".join(e.text for e in events if isinstance(e, Reasoning))
-
-
-def answer(events: list[Event]) -> str:
-    return "".join(e.text for e in events if isinstance(e, Answer))
-
-
-def done(events: list[Event]) -> Done:
-    assert isinstance(events[-1], Done)
-    assert sum(isinstance(e, Done) for e in events) == 1
-    return events[-1]
-
-
-def after(count: int, order: Order = Order.STOP) -> Control:
-    """A control that gives its order when it is asked for the `count`-th time, and from then on."""
-    asked = iter(range(1, 1_000_000))
-    return lambda: order if next(asked) >= count else Order.GO_ON
 
 
 def test_built_in_model_thinks_then_answers(engine: LlamaEngine) -> None:

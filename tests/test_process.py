@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from qwqcli.config import Settings
 from qwqcli.engine import Engine, EngineSpec, wire, worker
-from qwqcli.engine.llama import LlamaEngine
 from qwqcli.engine.process import ProcessEngine, safer, stock_spec
 from qwqcli.errors import BadFile, ContextFull, EngineError
 from qwqcli.messages import (
@@ -44,14 +43,6 @@ SUM = [Message("user", "What is 47 + 86?")]
 @pytest.fixture
 def engine(tiny_spec: EngineSpec, cache: Path) -> Iterator[ProcessEngine]:
     engine = ProcessEngine(tiny_spec, cache)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(params=["in this process", "in a child"])
-def either(request: pytest.FixtureRequest, tiny_spec: EngineSpec, cache: Path) -> Iterator[Engine]:
-    engine: Engine
-    engine = LlamaEngine(tiny_spec) if "this" in request.param else ProcessEngine(tiny_spec, cache)
     yield engine
     engine.close()
 

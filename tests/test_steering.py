@@ -8,16 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from replies import after, answer, done, thought
 
-from qwqcli.engine import Control, Engine, EngineSpec
+from qwqcli.engine import Engine, EngineSpec
 from qwqcli.engine.llama import LlamaEngine, _Clock, _Draw, _Reply
 from qwqcli.engine.process import ProcessEngine
 from qwqcli.engine.steering import LOOP_NOTICE, LOOP_OVER, SENTENCES, Steering, closing, limits
 from qwqcli.messages import (
-    Answer,
     Budget,
     Done,
-    Event,
     Message,
     Notice,
     Order,
@@ -42,33 +41,6 @@ def tiny_engine(tiny_spec: EngineSpec) -> Iterator[LlamaEngine]:
     engine.close()
 
 
-@pytest.fixture(params=["in this process", "in a child"])
-def either(request: pytest.FixtureRequest, tiny_spec: EngineSpec, cache: Path) -> Iterator[Engine]:
-    engine: Engine
-    engine = LlamaEngine(tiny_spec) if "this" in request.param else ProcessEngine(tiny_spec, cache)
-    yield engine
-    engine.close()
-
-
-def thought(events: list[Event]) -> str:
-    return "".join(e.text for e in events if isinstance(e, Reasoning))
-
-
-def answer(events: list[Event]) -> str:
-    return "".join(e.text for e in events if isinstance(e, Answer))
-
-
-def done(events: list[Event]) -> Done:
-    assert isinstance(events[-1], Done)
-    return events[-1]
-
-
-def after(count: int, order: Order = Order.ANSWER) -> Control:
-    """A control that gives its order when it is asked for the `count`-th time, and from then on."""
-    asked = iter(range(1, 1_000_000))
-    return lambda: order if next(asked) >= count else Order.GO_ON
-
-
 def test_thought_that_closes_itself(either: Engine) -> None:
     """Left alone, a thought ends as closed, and the event that ends it says so."""
     events = list(either.stream(SUM, GREEDY))
@@ -81,7 +53,7 @@ def test_answer_now_at_any_moment(tiny_engine: LlamaEngine, seed: int) -> None:
     """Asked for at a random moment, an answer comes, from what was thought until then."""
     whole = list(tiny_engine.stream(COUNT, GREEDY))
     asked = random.Random(seed).randrange(2, done(whole).stats.reasoning_tokens)
-    events = list(tiny_engine.stream(COUNT, GREEDY, after(asked)))
+    events = list(tiny_engine.stream(COUNT, GREEDY, after(asked, Order.ANSWER)))
     assert done(events).thought_end == "answer_now"
     assert answer(events).strip()
     said, _, words = thought(events).partition(SENTENCES["en"])
@@ -94,7 +66,7 @@ def test_answer_now_within_one_token(tiny_engine: LlamaEngine) -> None:
     """Not one more token is drawn for the thought after the order."""
     whole = thought(list(tiny_engine.stream(COUNT, GREEDY)))
     for asked in (12, 13, 14):
-        events = list(tiny_engine.stream(COUNT, GREEDY, after(asked)))
+        events = list(tiny_engine.stream(COUNT, GREEDY, after(asked, Order.ANSWER)))
         drawn = asked - 2  # it was first asked before the prompt, and then before each token
         own = done(events).stats.reasoning_tokens - len(
             tiny_engine._closing_tokens(f"\n\n{SENTENCES['en']}\n</think>")
@@ -108,7 +80,7 @@ def test_cache_holds_exactly_what_was_said(tiny_engine: LlamaEngine, asked: int)
     """After an answer-now the cache is the prompt, the thought, the closing words and the answer,
     and a fresh prompt with the same closed thought is answered with the same words."""
     model = tiny_engine._model
-    events = list(tiny_engine.stream(COUNT, GREEDY, after(asked)))
+    events = list(tiny_engine.stream(COUNT, GREEDY, after(asked, Order.ANSWER)))
     rendered, _ = tiny_engine._render(COUNT, True)
     prompt = tiny_engine._tokenize(rendered)
     cached = list(tiny_engine._cached)
@@ -134,7 +106,7 @@ def test_cache_holds_exactly_what_was_said(tiny_engine: LlamaEngine, asked: int)
 
 def test_answer_now_before_the_first_token(either: Engine) -> None:
     """Asked for while the prompt is processed, the thought is closed empty, without a sentence."""
-    events = list(either.stream(COUNT, GREEDY, after(1)))
+    events = list(either.stream(COUNT, GREEDY, after(1, Order.ANSWER)))
     assert done(events).thought_end == "answer_now"
     assert not thought(events).strip()
     assert answer(events).strip()
@@ -143,10 +115,10 @@ def test_answer_now_before_the_first_token(either: Engine) -> None:
 def test_answer_now_while_answering_changes_nothing(tiny_engine: LlamaEngine) -> None:
     """In the answer, or where a reply has no thought, the order means nothing."""
     whole = list(tiny_engine.stream(SUM, GREEDY))
-    late = after(done(whole).stats.reasoning_tokens + 4)
+    late = after(done(whole).stats.reasoning_tokens + 4, Order.ANSWER)
     assert answer(list(tiny_engine.stream(SUM, GREEDY, late))) == answer(whole)
     plain = list(tiny_engine.stream(SUM, GREEDY, thinking=False))
-    ordered = list(tiny_engine.stream(SUM, GREEDY, after(1), thinking=False))
+    ordered = list(tiny_engine.stream(SUM, GREEDY, after(1, Order.ANSWER), thinking=False))
     assert answer(plain) == answer(ordered)
     assert done(ordered).thought_end is None
 
@@ -156,7 +128,9 @@ def test_no_thought_nothing_happens(smollm_spec: EngineSpec) -> None:
     engine = LlamaEngine(smollm_spec)
     sampling = replace(GREEDY, max_tokens=20)
     plain = list(engine.stream(SUM, sampling))
-    steered = list(engine.stream(SUM, sampling, after(3), budget=Budget(1, 0.0, 1500, True)))
+    steered = list(
+        engine.stream(SUM, sampling, after(3, Order.ANSWER), budget=Budget(1, 0.0, 1500, True))
+    )
     assert answer(plain) == answer(steered)
     assert done(steered).thought_end is None
     engine.close()
@@ -175,7 +149,7 @@ def thinking_smol(smollm_spec: EngineSpec) -> Iterator[LlamaEngine]:
 def test_any_vocabulary_will_do(thinking_smol: LlamaEngine, seed: int) -> None:
     """Where `</think>` is many tokens, an answer comes all the same, from a cache that is right."""
     chosen = random.Random(seed)
-    order = after(chosen.randrange(2, 60))
+    order = after(chosen.randrange(2, 60), Order.ANSWER)
     sampling = Sampling(seed=seed, max_tokens=220)
     question = [Message("user", chosen.choice(["Tell me of the sea.", "你好，介绍一下你自己。"]))]
     events = list(thinking_smol.stream(question, sampling, order))
@@ -243,7 +217,7 @@ def test_no_room_for_words(tiny_spec: EngineSpec) -> None:
         filler = [Message("user", "a" * words)]
         if engine.count_tokens(filler) >= 256:
             break
-        events = list(engine.stream(filler, Sampling(seed=3), after(1)))
+        events = list(engine.stream(filler, Sampling(seed=3), after(1, Order.ANSWER)))
         stats = done(events).stats
         stops.add((done(events).stop, done(events).thought_end))
         assert stats.prompt_tokens + stats.generated_tokens <= 256 + 1
@@ -268,7 +242,7 @@ def test_answer_now_survives_a_death(tiny_spec: EngineSpec, cache: Path) -> None
     engine = ProcessEngine(tiny_spec, cache)
     engine.info()
     os.kill(engine.pid, signal.SIGKILL)
-    events = list(engine.stream(COUNT, GREEDY, after(1)))
+    events = list(engine.stream(COUNT, GREEDY, after(1, Order.ANSWER)))
     assert any(isinstance(e, Notice) for e in events)
     assert done(events).thought_end == "answer_now"
     engine.close()
