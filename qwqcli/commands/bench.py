@@ -230,7 +230,6 @@ def _tune(events: Iterator[tuning.Event], screen: Screen) -> tuning.Outcome:
     from qwqcli.bench import tune as tuning
 
     status = StatusLine(screen.err, screen.clock)
-    depths: tuple[int, ...] = ()
     for event in events:
         if isinstance(event, tuning.Outcome):
             status.clear()
@@ -241,8 +240,7 @@ def _tune(events: Iterator[tuning.Event], screen: Screen) -> tuning.Outcome:
         elif isinstance(event, tuning.Comparing):
             status.clear("The best and the others take turns, to prove the difference.\n")
         else:
-            depths = event.depths
-            shown = ", ".join(f"{depth:,}" for depth in depths)
+            shown = ", ".join(f"{depth:,}" for depth in event.depths)
             prompt = f"a prompt of {event.n_prompt} tokens"
             status.clear(f"Measures {prompt}, and {event.n_gen} at depth {shown}.\n")
     raise AssertionError("tuning ends with an outcome")
