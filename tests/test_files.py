@@ -356,7 +356,7 @@ def test_the_list_has_models_and_what_is_unfinished(
     write_qwq_shaped(tmp_path / ".cache/llama.cpp/QwQ-32B-Q8_0.gguf", "q8_0")
     qwq("pull", "q4_k_m", environ=person)
     world.server.add("some/other", {"x-Q8_0.gguf": world.data[:-1]})
-    world.server.faults = [Fault(status=416, skip=1)]
+    world.server.faults = [Fault(cut=1 << 20, times=1), Fault(status=416)]
     qwq("pull", "some/other:Q8_0", environ=person)
     value = json.loads(qwq("list", "--json", environ=person).out)
     mine, other = value["models"]

@@ -33,6 +33,9 @@ BLOCK = 256 << 10  # bytes of one read at most
 NOTE_BYTES = 8 << 20  # the journal is written after so many new bytes,
 NOTE_SHARE = 200  # or after this part of a small file, 0.5 %,
 NOTE_S = 0.5  # or after this time
+# One connection is enough while it brings so many bytes a second, and the disk is then asked after
+# seconds only: more of either takes from the checksum the CPU that limits such a pull.
+FAST = 200e6
 # The disk is asked to take what came after so many bytes or seconds, looked at every SYNC_LOOK_S:
 # up to 1 Gbit/s a power cut loses less than 64 MB.
 SYNC_BYTES, SYNC_S, SYNC_LOOK_S = 32 << 20, 2.0, 0.25
@@ -135,6 +138,7 @@ class Mover:
         self._active: list[_Piece] = []
         self._lines: list[Line] = []
         self._allowed = web.policy.connections
+        self._narrow = True  # one connection, until it proves too slow
         self._said: deque[Event] = deque()
         self._failure: BaseException | None = None
         self._stop = threading.Event()
@@ -145,6 +149,7 @@ class Mover:
         self._digest = ""
         self.received = 0  # bytes from the network that were of use
         self._fresh_at = 0.0  # when the last of them came
+        self._unfinished = 0  # threads that must end for the work to be done
         self._problem = ""
         self._noted = (0, 0.0)  # `received` and the time of the last note
         self._noting = threading.Lock()
@@ -206,12 +211,14 @@ class Mover:
         self._digest = digest.hexdigest()
 
     def _move(self, have: Spans) -> Generator[Event, None, None]:
-        needed, helpers = self._start(have)
+        threads = self._start(have)
         meter = _Meter(self.done)
         try:
-            while any(thread.is_alive() for thread in needed):
+            while self._unfinished:
+                before, began = self.received, time.monotonic()
                 with self._state:
-                    self._state.wait(TICK_S)
+                    self._state.wait_for(self._over, TICK_S)
+                self._widen(self.received - before, time.monotonic() - began)
                 while self._said:
                     yield self._said.popleft()
                 yield self._progress(meter)
@@ -219,10 +226,20 @@ class Mover:
                 if self._failure is not None:
                     break
         finally:
-            self._halt([*needed, *helpers])
+            self._halt(threads)
         if self._failure is not None:
             raise self._failure
         yield self._progress(meter)
+
+    def _over(self) -> bool:
+        return not self._unfinished or self._failure is not None
+
+    def _widen(self, count: int, seconds: float) -> None:
+        """Let the other connections in, once one has brought too little in a tick."""
+        with self._state:
+            if self._narrow and count < FAST * seconds:
+                self._narrow = False
+                self._state.notify_all()
 
     def _progress(self, meter: _Meter) -> Progress:
         done = self.done
@@ -233,7 +250,7 @@ class Mover:
             self._compare,
         )  # fmt: skip
 
-    def _start(self, have: Spans) -> tuple[list[threading.Thread], list[threading.Thread]]:
+    def _start(self, have: Spans) -> list[threading.Thread]:
         """Start the threads: those that must end for the work to be done, and those that help."""
         self._stop.clear()
         self._todo = deque(_pieces(have, self._content.size, self._policy.piece))
@@ -244,10 +261,12 @@ class Mover:
         helpers: list[Callable[[], None]] = []
         if not self._compare:
             needed, helpers = [*needed, self._follow], [self._sync]
-        return [self._thread(job) for job in needed], [self._thread(job) for job in helpers]
+        self._unfinished = len(needed)
+        threads = [self._thread(job, needed=True) for job in needed]
+        return [*threads, *(self._thread(job, needed=False) for job in helpers)]
 
-    def _thread(self, job: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=self._guarded, args=(job,), daemon=True)
+    def _thread(self, job: Callable[[], None], *, needed: bool) -> threading.Thread:
+        thread = threading.Thread(target=self._guarded, args=(job, needed), daemon=True)
         thread.start()
         return thread
 
@@ -264,7 +283,7 @@ class Mover:
         if not self._compare:
             self._note()
 
-    def _guarded(self, job: Callable[[], None]) -> None:
+    def _guarded(self, job: Callable[[], None], needed: bool) -> None:
         """Run a thread's job; what goes wrong in it is raised by `run`."""
         try:
             job()
@@ -273,6 +292,10 @@ class Mover:
                 if self._failure is None and not self._stop.is_set():
                     self._failure = error
                 self._stop.set()
+                self._state.notify_all()
+        finally:
+            with self._state:
+                self._unfinished -= needed
                 self._state.notify_all()
 
     def _give_up_in_time(self) -> None:
@@ -309,7 +332,7 @@ class Mover:
         """The next piece, when there is one for this connection; None when all is done."""
         with self._state:
             while not self._stop.is_set() and (self._todo or self._active):
-                if len(self._active) < self._allowed:
+                if len(self._active) < (1 if self._narrow else self._allowed):
                     piece = self._todo.popleft() if self._todo else self._half()
                     if piece is not None:
                         self._active.append(piece)
@@ -484,7 +507,8 @@ class Mover:
         synced, last, wait_s = self.received, time.monotonic(), SYNC_LOOK_S
         while not self._stop.wait(wait_s) and (self._todo or self._active):
             began, fresh = time.monotonic(), self.received - synced
-            if fresh < SYNC_BYTES and (not fresh or began - last < SYNC_S):
+            enough = SYNC_BYTES <= fresh < FAST * (began - last)
+            if not enough and (not fresh or began - last < SYNC_S):
                 continue
             synced, spans = self.received, self._have()
             getattr(os, "fdatasync", os.fsync)(self._target)
@@ -514,8 +538,6 @@ class Mover:
             if self._stop.is_set():
                 return
         self._digest = digest.hexdigest()
-        with self._state:
-            self._state.notify_all()
 
 
 class _Watch:
