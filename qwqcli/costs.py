@@ -2,8 +2,8 @@
 
 Contract: pure arithmetic on a `ModelInfo`. Weights and KV cache are exact. The compute buffer is a
 closed form that was fitted to llama.cpp's own reservations for QwQ-32B (commit 0c1e57098, logits of
-one position, n_batch = n_ubatch): it follows the two moments of a layer at which most is alive, and
-is within 5 % for models of that kind. Speeds are predictions, good for about a third.
+`OUTPUTS` positions, n_batch = n_ubatch): it follows the two moments of a layer at which most is
+alive, and is within 5 % for models of that kind. Speeds are predictions, good for about a third.
 Limits: models with plain attention; a sliding window, experts or recurrent state cost otherwise,
 and `known_architecture` says when.
 Non-goals: choosing anything (plan.py).
@@ -18,6 +18,12 @@ from qwqcli.config import KV
 from qwqcli.gguf import ModelInfo
 
 KV_BLOCKS: dict[str, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
+
+# Positions of a batch whose logits can be read, at least; a reply reads one. llama.cpp's default is
+# all of n_batch, 297 MiB in the compute buffer with QwQ's vocabulary. Fewer than 16 are no good:
+# their indices come first in that buffer, in steps of 32 bytes, and where every tensor after them
+# lies across cache lines, a prompt takes up to a third longer (AVX-512, depth 2,048).
+OUTPUTS = 16
 
 KNOWN_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # plain attention and one dense FFN a layer
 
@@ -104,8 +110,8 @@ def device_compute(info: ModelInfo, cache: Cache, layers: int, everything: bool)
     attention part the scores and four rows. A third row for f16 flash attention when everything
     is on one device is how llama.cpp's allocator places them.
     """
-    if layers == 0:  # only the output layer: the logits and one row
-        return (info.n_vocab + info.n_embd) * 4
+    if layers == 0:  # only the output layer: the logits and their rows
+        return (info.n_vocab + info.n_embd) * 4 * OUTPUTS
     alive = _Alive.of(info, cache)
     rows = 3 if everything and cache.flash_attn and cache.type_k == "f16" else 2
     feed_forward = 3 * alive.ffn + rows * alive.hidden

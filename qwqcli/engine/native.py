@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwqcli.config import FlashAttn
+from qwqcli.costs import OUTPUTS
 from qwqcli.engine import MEMORY_WORDS
 from qwqcli.errors import BadFile, EngineError, OutOfMemory, UsageError
 from qwqcli.messages import Sampling
@@ -281,9 +282,9 @@ class Context:
     ) -> None:
         """`copies` allows `append`, `page` and `add_page`."""
         params = lib.llama_context_default_params()
-        place_cache(params, placement)
         if copies:  # a second sequence in the same cells
-            params.n_seq_max, params.n_outputs_max, params.kv_unified = 2, 2, True
+            params.n_seq_max, params.kv_unified = 2, True
+        place_cache(params, placement)
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self._abort = ctypes.create_string_buffer(2)
@@ -600,9 +601,7 @@ def place_cache(params: Any, placement: Placement) -> None:
     params.flash_attn_type = _FLASH_ATTN[placement.flash_attn]
     params.type_k = _GGML_TYPES[placement.type_k]
     params.type_v = _GGML_TYPES[placement.type_v]
-    # A reply reads only the last position's logits. The default keeps room for n_batch of them in
-    # the compute buffer: 297 MiB with QwQ's vocabulary.
-    params.n_outputs_max = placement.n_outputs
+    params.n_outputs_max = -(-placement.n_outputs // OUTPUTS) * OUTPUTS  # see there
     if placement.yarn_factor:
         params.rope_scaling_type = 2  # LLAMA_ROPE_SCALING_TYPE_YARN
         params.rope_freq_scale = 1 / placement.yarn_factor
