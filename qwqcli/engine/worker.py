@@ -23,7 +23,7 @@ from qwqcli.errors import QwqError
 from qwqcli.messages import Answer, Event, Loading, Notice, Order, Reasoning
 
 PROGRESS_S = 0.05  # no two loading messages closer than this
-GATHER_S = 0.03  # pieces of a reply that come closer than this are said together
+GATHER_S = 0.05  # pieces of a reply that come closer than this are said together
 
 
 class Worker:
