@@ -36,9 +36,13 @@ from qwqcli.engine.process import ProcessEngine
 from qwqcli.messages import Answer, Message, Reasoning, Sampling
 
 ONE = Sampling(temperature=0, max_tokens=1)
-FIRST = Message("user", "How many lighthouses does the coast have?")
 SECOND = Message("user", "And how many of them are painted red?")
 LINE = "the keeper counts the ships and the gulls while the lamp turns over the dark water"
+
+
+def first(number: int) -> Message:
+    """A question of its own for each round: llama-server remembers the states of earlier ones."""
+    return Message("user", f"How many lighthouses does coast {number} have?")
 
 
 def text(tokens: int) -> str:
@@ -60,17 +64,16 @@ class Ours:
     """The first turn in the cache of a child, and the second turn asked."""
 
     def __init__(self, engine: ProcessEngine, trace: str, answer: str) -> None:
-        self._engine = engine
-        self._begun = [FIRST, Message("assistant", answer, trace)]
-        self._history = [FIRST, Message("assistant", answer)]
+        self._engine, self._trace, self._answer = engine, trace, answer
 
-    def second(self, prepare: bool, read_s: float) -> float:
+    def second(self, question: Message, prepare: bool, read_s: float) -> float:
         """Seconds to the first token of the second turn."""
-        list(self._engine.stream(self._begun, ONE))
+        list(self._engine.stream([question, Message("assistant", self._answer, self._trace)], ONE))
+        history = [question, Message("assistant", self._answer)]
         if prepare:
-            self._engine.prepare(self._history)
+            self._engine.prepare(history)
         time.sleep(read_s)
-        return first_token(self._engine, [*self._history, SECOND])
+        return first_token(self._engine, [*history, SECOND])
 
 
 class Server:
@@ -107,9 +110,9 @@ class Server:
             answer.read()
         return time.perf_counter() - began
 
-    def second(self, trace: str, answer: str, read_s: float) -> float:
+    def second(self, question: Message, trace: str, answer: str, read_s: float) -> float:
         """The two turns as ChatML, the thought left out of the history as by QwQ's template."""
-        start = f"<|im_start|>user\n{FIRST.content}<|im_end|>\n<|im_start|>assistant\n"
+        start = f"<|im_start|>user\n{question.content}<|im_end|>\n<|im_start|>assistant\n"
         self.complete(f"{start}<think>\n{trace}\n</think>\n\n{answer}")
         time.sleep(read_s)
         ask = f"<|im_end|>\n<|im_start|>user\n{SECOND.content}<|im_end|>\n<|im_start|>assistant\n"
@@ -137,12 +140,12 @@ def second_turn(spec: EngineSpec, cache: Path, args: argparse.Namespace) -> None
     prepared, off, once, theirs = [], [], [], []
     with child(spec, cache) as engine:
         ours = Ours(engine, trace, answer)
-        for _ in range(args.rounds):
-            prepared.append(ours.second(True, args.read))
-            off.append(ours.second(False, 0))
-            once.append(ours.second(True, 0))
+        for question in map(first, range(args.rounds)):
+            prepared.append(ours.second(question, True, args.read))
+            off.append(ours.second(question, False, 0))
+            once.append(ours.second(question, True, 0))
             if server:
-                theirs.append(server.second(trace, answer, 0))
+                theirs.append(server.second(question, trace, answer, args.read))
     if server:
         server.close()
     pairs = list(zip(prepared, off, strict=True))
