@@ -26,6 +26,14 @@ DEFAULT_RAM_BANDWIDTH = 51.2e9  # two channels of DDR4-3200, where nothing bette
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """Layers on each device, in order, and how many feed-forward parts of the first are in RAM."""
+
+    layers: tuple[int, ...]
+    cpu_ffn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Want:
     """What a person asks for; None leaves it to the plan. Bytes and tokens."""
 
@@ -37,6 +45,7 @@ class Want:
     n_batch: int | None = None
     threads: int | None = None
     margin_bytes: int = MARGIN_BYTES
+    split: Split | None = None  # as measured: where it fits, it replaces that of the plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +141,23 @@ def placed(case: Case, cache: Cache, start: int, cpu_ffn: int) -> Layout | None:
     None if that does not fit.
     """
     counts = dealt(case, cache, start, cpu_ffn)
-    if counts is None:
+    return _layout(case, cache, start, cpu_ffn, counts) if counts is not None else None
+
+
+def split_as(case: Case, cache: Cache, split: Split) -> Layout | None:
+    """The last layers on the devices as `split` says; None if that is not possible or too much."""
+    start = case.total - sum(split.layers)
+    if len(split.layers) != len(case.devices) or start < 0 or (start and split.cpu_ffn):
         return None
+    layout = _layout(case, cache, start, split.cpu_ffn, split.layers)
+    if layout is None or any(s.used_bytes + s.margin_bytes > s.free_bytes for s in layout.shares):
+        return None
+    return layout
+
+
+def _layout(
+    case: Case, cache: Cache, start: int, cpu_ffn: int, counts: tuple[int, ...]
+) -> Layout | None:
     shares = _shares(case, cache, start, cpu_ffn, counts)
     if not _ram_suffices(case, shares):
         return None

@@ -28,9 +28,11 @@ from qwqcli.layout import (
     Layout,
     Predicted,
     Share,
+    Split,
     Want,
     dealt,
     placed,
+    split_as,
     with_ram_margin,
 )
 
@@ -82,6 +84,12 @@ class Plan:
         """Layers that are on GPUs with all their weights."""
         return self.gpu_layers - len(self.cpu_ffn)
 
+    @property
+    def split(self) -> Split:
+        """How the layers are dealt."""
+        counts = tuple(share.layers for share in self.devices if share.name != "CPU")
+        return Split(counts, len(self.cpu_ffn))
+
     def placement(self) -> dict[str, Any]:
         """What `engine.native.Placement` takes."""
         return {
@@ -129,7 +137,23 @@ def make_plan(
     plan = _first_fit(case)
     if plan is None:
         raise _no_room(case)
-    return plan
+    return _as_split(case, plan) or plan
+
+
+def _as_split(case: Case, plan: Plan) -> Plan | None:
+    """`plan` with the layers on each device that were measured to be faster, and the same context.
+
+    They may take half of the margin: that they fit has been tried, not only computed. None if
+    nothing was measured, a number of layers is asked for, or they do not fit now.
+    """
+    want = case.want
+    if want.split is None or want.gpu_layers is not None:
+        return None
+    flash = want.flash_attn != "off" if any(want.split.layers) else want.flash_attn == "on"
+    cache = Cache(plan.n_ctx, plan.type_k, plan.type_v, flash, plan.n_batch)
+    tight = replace(case, want=replace(want, margin_bytes=want.margin_bytes // 2))
+    layout = split_as(tight, cache, want.split)
+    return _describe(tight, layout, True) if layout else None
 
 
 def _first_fit(case: Case, explained: bool = True) -> Plan | None:
@@ -473,6 +497,8 @@ def _why_layers(case: Case, layout: Layout, plan: Plan) -> str:
         return "All layers are on the CPU: llama.cpp sees no GPU here."
     if case.want.gpu_layers is not None:
         return f"{plan.gpu_layers} of {plan.layers_total} layers on the GPU, as asked."
+    if case.want.split == plan.split:
+        return f"{plan.gpu_layers} of {plan.layers_total} layers on the GPU, as qwq tune measured."
     if not plan.gpu_layers:
         return "All layers are on the CPU: no GPU has room for even a part of the model."
     if plan.cpu_ffn:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from command_line import qwq
 from gguf_files import write_qwq_shaped
 
 from qwqcli import bandwidth, bench, quants
-from qwqcli.bench import compare, drill, history, measure, reference, report, watch
+from qwqcli.bench import compare, drill, history, measure, presets, reference, report, watch
 from qwqcli.bench.ceiling import ceiling_tps, readers
 from qwqcli.bench.child import Child
 from qwqcli.bench.report import Report, Row
@@ -243,6 +243,47 @@ def test_gpus_are_asked_through_nvidia_smi(tmp_path: Path) -> None:
     assert seen.gpu_brakes
 
 
+POWERMETRICS = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+<plist version="1.0"><dict>
+<key>elapsed_ns</key><integer>1004000000</integer>
+<key>hw_model</key><string>Mac15,9</string>
+<key>processor</key><dict>
+<key>cpu_power</key><real>4280.25</real>
+<key>gpu_power</key><real>21000</real>
+<key>ane_power</key><real>0</real>
+<key>combined_power</key><real>25280.25</real>
+</dict></dict></plist>
+\0"""
+
+
+def test_watts_of_a_mac() -> None:
+    """Milliwatts of the whole chip; no answer from an Intel Mac, another format or none at all."""
+    assert watch.mac_watts(POWERMETRICS) == pytest.approx(25.28025)
+    other = POWERMETRICS.replace("combined_power", "package_energy")
+    for text in ("", "powermetrics must be invoked as the superuser", POWERMETRICS[:300], other):
+        assert watch.mac_watts(text) is None
+
+
+@pytest.mark.parametrize(("allowed", "watts"), [(True, 25.28025), (False, None)])
+def test_powermetrics_is_asked_on_a_mac_alone(
+    allowed: bool, watts: float | None, tmp_path: Path
+) -> None:
+    """Where it may not be asked it fails once, and the watts are null."""
+    asked = []
+
+    def run(command: Sequence[str], limit: float) -> str | None:
+        asked.append(command[0])
+        time.sleep(0.05)
+        return POWERMETRICS if allowed and command[0] == "powermetrics" else None
+
+    with watch.Watch(system=System(kind="darwin", root=tmp_path, run=run)) as looking:
+        time.sleep(0.2)
+        seen = looking.close()
+    assert seen.watts == (pytest.approx(watts) if watts else None)
+    assert asked.count("powermetrics") > 1 if allowed else asked.count("powermetrics") == 1
+
+
 # --- reports, history, comparison --------------------------------------------------------------
 
 
@@ -376,11 +417,62 @@ def test_measured_speeds_replace_predictions(tmp_path: Path) -> None:
 def test_every_published_figure_has_a_source() -> None:
     """A figure without one is a rumour."""
     for entry in reference.published():
-        assert entry["source"]
+        assert entry["source"].startswith("https://")
+        assert entry["quantization"] in quants.BY_NAME
         assert any(key[:2] in ("pp", "tg") for key in entry)
     assert any("RTX 3090" in line for line in reference.lines(a_report()))
     small = replace(a_report().setup, model_n_params=135_000_000)
     assert list(reference.lines(replace(a_report(), setup=small))) == []
+
+
+# --- speed suites ------------------------------------------------------------------------------
+
+
+def test_the_suites_that_come_with_qwq_can_be_measured() -> None:
+    """Each loads; the quick one is short, and the reasoner's goes to where thoughts end."""
+    assert {"default", "quick", "reasoner"} <= set(presets.names())
+    for name in presets.names():
+        measure.check(presets.load(name))
+    assert presets.load("default").n_depth is None
+    assert max(presets.load("reasoner").n_depth or ()) == 16384
+
+
+def test_a_suite_of_ones_own(tmp_path: Path) -> None:
+    """What it leaves out is as in the default one; a single number is a list of one."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("n_prompt: 64\nn_depth: [0, 256, 256]\n", encoding="utf-8")
+    found = presets.load(str(path))
+    assert (found.n_prompt, found.n_depth) == ((64,), (0, 256))
+    assert found.n_gen == presets.load("default").n_gen
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("n_promt: [512]", "line 1: n_promt: no key of a speed suite"),
+        ("n_gen: [8]\nn_depth: [0, -1]", "line 2: n_depth: [0, -1] is no list of numbers"),
+        ("n_gen: []", "no list of numbers"),
+        ("n_gen: [true]", "no list of numbers"),
+        ("repetitions: many", "'many' is no number of them"),
+        ("- 512", "a suite is a list of keys"),
+        ("", "a suite is a list of keys"),
+        ("n_gen: [8", "not valid YAML"),
+    ],
+)
+def test_a_suite_with_a_slip_names_its_line(text: str, said: str, tmp_path: Path) -> None:
+    """An unknown key, a number that is none, a file that is no suite."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        presets.load(str(path))
+    assert said in caught.value.message
+
+
+def test_a_suite_that_is_not_there(environ: dict[str, str]) -> None:
+    """A path without a file is told before anything is measured."""
+    done = qwq("bench", "--suite", "gone.yaml", environ=environ)
+    assert done.code == 2
+    assert "There is no suite at gone.yaml" in done.err
 
 
 # --- the child ---------------------------------------------------------------------------------
@@ -545,7 +637,7 @@ def test_too_deep_for_the_memory_names_what_fits() -> None:
 def test_the_default_run_is_as_deep_as_the_model_allows(tiny: Path) -> None:
     """The built-in model has 4,096 tokens: the deep test is where they end, and that is said."""
     depths, said = measure.depths(
-        read_file_header(tiny), known_machine("cpu-64"), Want(), measure.Wanted()
+        read_file_header(tiny), known_machine("cpu-64"), Want(), presets.load("default")
     )
     assert depths == (0, 3584)
     assert "not at 8,192" in said[0]

@@ -13,15 +13,18 @@ import pytest
 import rpc_server
 from command_line import qwq
 
+from qwqcli import hardware, quants
 from qwqcli.bench import tune
 from qwqcli.bench.tune import Setting, Space, Speeds, Tried
 from qwqcli.config import Settings
 from qwqcli.engine import EngineSpec, never, tuned
+from qwqcli.engine.probe import Probe
 from qwqcli.engine.process import open_engine, stock_spec
 from qwqcli.engine.tuned import Tuned
 from qwqcli.errors import EngineError
 from qwqcli.gguf import read_file_header
 from qwqcli.hardware import known_machine
+from qwqcli.layout import Split, Want
 from qwqcli.plan import make_plan
 
 OWN = Setting(threads=8, flash_attn="off", extra_bufts=True, n_batch=512, kv="f16")
@@ -120,6 +123,32 @@ def test_what_a_person_has_set_is_not_varied() -> None:
     assert {s.threads for s in machine.measured} == {8}
     assert {s.kv for s in machine.measured} == {"f16"}
     assert {s.extra_bufts for s in machine.measured} == {True}
+
+
+def test_layers_are_tried_around_the_plan() -> None:
+    """More and fewer, feed-forward parts, none: and between GPUs, and all on one of them."""
+    moved, parts, whole, none = tune.splits_around(Split((40,)), 65)
+    assert (moved, none) == ([], [Split((0,))])
+    assert parts[:2] == [Split((65,)), Split((65,), 4)]
+    assert whole == [Split((n,)) for n in (48, 44, 36, 32)]
+    _, parts, whole, _ = tune.splits_around(Split((65,), 38), 65)
+    assert parts == [Split((65,), n) for n in (34, 42, 30, 46)]
+    assert whole[:2] == [Split((61,)), Split((57,))]
+    two = tune.splits_around(Split((33, 32)), 65)
+    assert two[0] == [Split(n) for n in ((65, 0), (37, 28), (0, 65), (29, 36))]
+    assert {sum(split.layers) for split in two[2]} == {61, 57}
+
+
+def test_the_best_layers_are_found() -> None:
+    """Those without memory are out; with none on a GPU, flash attention is off as on any CPU."""
+    every, more, none = Split((65,)), Split((44,)), Split((0,))
+    space = replace(SPACE, splits=(every, more, none))
+    speeds = {None: 1.0, every: 0.0, more: 1.3, none: 0.4}
+    machine = FakeMachine(lambda s: speeds[s.split])
+    assert found(machine, space).split == more
+    assert next(s for s in machine.measured if s.split == none).flash_attn == "off"
+    alone = found(FakeMachine(lambda s: 2.0 if s.split == none else 1.0), space)
+    assert (alone.split, alone.flash_attn) == (none, "off")
 
 
 def proof(machine: FakeMachine, until: float = 1e9) -> tune.Proof | None:
@@ -289,14 +318,63 @@ def test_chat_uses_what_was_found_and_bench_can_leave_it(
     tuned.forget(model, cache)
 
 
-@pytest.mark.skipif(not rpc_server.available(), reason="this build has no RPC backend")
-def test_tune_on_another_device(model: Path, environ: dict[str, str]) -> None:
-    """Layers behind RPC are tuned where they are."""
-    with rpc_server.running() as (endpoint, _):
-        argv = ("--model", str(model), "--rpc", endpoint, "--budget", "2", "--json")
+rpc = pytest.mark.skipif(not rpc_server.available(), reason="this build has no RPC backend")
+
+
+@rpc
+def test_tune_on_other_devices(model: Path, environ: dict[str, str]) -> None:
+    """Layers behind RPC are tuned where they are, and dealt to two devices in other ways."""
+    with rpc_server.running(2) as (endpoint, _):
+        argv = ("--model", str(model), "--rpc", endpoint, "--budget", "6", "--json")
         done = qwq("tune", *argv, environ=environ)
     assert done.code == 0, done.err
     assert json.loads(done.out)["complete"]
+    assert "layers 7+0: prompt" in done.err
+
+
+@rpc
+def test_layers_without_memory_are_survived(tiny: Path) -> None:
+    """A device that says it is free and refuses: that setting is out, the next is measured."""
+    info = read_file_header(tiny)
+    with rpc_server.running(1, limit=8 << 20) as (endpoint, _), Probe(endpoint) as probe:
+        machine = hardware.probe(probe.devices)
+        few, all_of_it = (make_plan(info, machine, Want(4096, gpu_layers=n)) for n in (1, 7))
+        own, other = Setting(1, "off", False, 32, "f16"), Split((7,))
+        spec = EngineSpec(str(tiny), rpc=endpoint)
+        with tune.Bench(spec, few, info, never, {other: all_of_it}) as bench:
+            assert bench.measure(own) is not None
+            assert bench.measure(replace(own, split=other)) is None
+            assert bench.measure(own) is not None
+
+
+@rpc
+def test_tuned_layers_are_used_while_they_fit(model: Path, environ: dict[str, str]) -> None:
+    """A chat has them; a person's own number, and too little memory, bring the plan's back."""
+    cache = Path(environ["QWQ_CACHE_DIR"])
+    with rpc_server.running(2) as (endpoint, _):
+        settings = Settings(threads=1, rpc=endpoint, ctx=512)
+        tuned.keep(
+            stock_spec(model, settings), cache, replace(KEPT, n_batch=None, split=Split((1, 4)))
+        )
+        engine = open_engine(model, settings, cache)
+        info = engine.info()
+        engine.close()
+    assert info.placement.startswith("5 of 7 layers")
+    assert "5 of 7 layers on the GPU, as qwq tune measured." in info.reasons
+    tuned.forget(model, cache)
+
+
+def test_tuned_layers_give_way_to_memory() -> None:
+    """What does not fit into half of the margin, or was found with other devices, is left."""
+    info = quants.model_info(quants.BY_NAME["q4_k_m"])
+    machine = known_machine("4070")
+    own = make_plan(info, machine)
+    more = replace(own.split, cpu_ffn=own.split.cpu_ffn - 1)
+    assert make_plan(info, machine, Want(split=more)).split == more
+    assert make_plan(info, machine, Want(split=more)).n_ctx == own.n_ctx
+    for split in (Split((65,)), Split((90,)), Split((10, 10)), Split((20,), 3)):
+        assert make_plan(info, machine, Want(split=split)) == own
+    assert make_plan(info, machine, Want(split=more, gpu_layers=3)).gpu_layers == 3
 
 
 # --- for real ----------------------------------------------------------------------------------
@@ -329,6 +407,6 @@ def test_a_child_that_dies_is_replaced(tiny: Path) -> None:
     setting = Setting(1, "off", False, 512, "f16")
     with tune.Bench(EngineSpec(str(tiny)), plan, info, never) as bench:
         assert bench.measure(setting) is not None
-        os.kill(bench._children[False].pid, signal.SIGKILL)
+        os.kill(bench._children[setting.load].pid, signal.SIGKILL)
         assert bench.measure(setting) is None
         assert bench.measure(setting) is not None

@@ -49,14 +49,11 @@ QUESTIONS = (
 class Wanted:
     """What to measure. `n_depth` None: at the start of a context, and deep in a thought."""
 
-    n_prompt: tuple[int, ...] = (512,)
-    n_gen: tuple[int, ...] = (128,)
-    n_depth: tuple[int, ...] | None = None
-    repetitions: int = 5
-    felt_tokens: int = 128  # of a reply through the chat's path; 0 leaves that out
-
-
-QUICK = Wanted((256,), (32,), (0, 1024), 3, 48)
+    n_prompt: tuple[int, ...]
+    n_gen: tuple[int, ...]
+    n_depth: tuple[int, ...] | None
+    repetitions: int
+    chat_tokens: int  # of a reply through the chat's path; 0 leaves that out
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +271,7 @@ class Outlook:
     def __init__(self, wanted: Wanted, what: Sequence[Test], plan: Plan) -> None:
         self._repetitions, self._what = wanted.repetitions, list(what)
         self._speed = {"pp": plan.predicted.prompt_tps, "tg": plan.predicted.generation_tps}
-        self._felt = wanted.felt_tokens
+        self._felt = wanted.chat_tokens
 
     def seen(self, test: Test, nanoseconds: int) -> None:
         """A repetition of `test` took so long."""
@@ -312,7 +309,7 @@ def measure(job: Job, cancel: Control = never) -> Iterator[Event]:
                 if isinstance(event, Measured):
                     rows.append(event.row)
                 yield event
-        if job.wanted.felt_tokens:
+        if job.wanted.chat_tokens:
             yield Step("a chat: loading, first token, thinking")
             felt, said = feel(job, cancel)
             noise += said
@@ -406,7 +403,7 @@ class _Heard:
 
 def feel(job: Job, cancel: Control) -> tuple[Felt | None, list[str]]:
     """Load as a chat does, ask, and ask again; None if it was stopped in between."""
-    sampling = replace(job.settings.sampling, seed=1, max_tokens=job.wanted.felt_tokens)
+    sampling = replace(job.settings.sampling, seed=1, max_tokens=job.wanted.chat_tokens)
     began = time.perf_counter()
     engine = ProcessEngine(job.spec, job.cache)
     with contextlib.closing(engine), Watch([engine.pid]) as watch:

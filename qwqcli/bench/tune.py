@@ -8,8 +8,9 @@ setting: that one is then out.
 What is faster is judged by a turn of a reasoner: a prompt of 512 tokens, and 3,000 tokens of
 thinking, a third each at the beginning, 2k and 8k tokens deep. Where a machine is slow, shorter
 prompts and fewer tokens are timed.
-Limits: the layers on a GPU are the plan's; 128 to 512 tokens of micro-batch, for more would need
-more memory than was planned for.
+With a GPU the layers on each device are varied too: around what the plan puts there, and as much
+more as fits into half of the plan's margin. The model is then loaded anew for each.
+Limits: 128 to 512 tokens of micro-batch, for more would need more memory than was planned for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,7 +34,9 @@ from qwqcli.engine.process import stock_spec
 from qwqcli.engine.tuned import Tuned
 from qwqcli.errors import EngineError, NoRoom, UsageError
 from qwqcli.gguf import ModelInfo, read_file_header
-from qwqcli.plan import Plan
+from qwqcli.hardware import Machine
+from qwqcli.layout import Split
+from qwqcli.plan import Plan, make_plan
 
 PROMPT, THOUGHT = 512, 3000  # tokens of the turn that is judged
 DEPTHS = (0, 2048, 8192)
@@ -42,6 +45,7 @@ SEARCH_SHARE, PROOF_SHARE = 0.5, 0.8  # of the budget; the rest compares with ll
 LEAST_NOISE = 0.02  # no step is taken for less
 KV_GAIN = 0.10  # what a less precise KV cache must be faster by
 NOT_SLOWER = 0.98  # of the speed before, at anything that is judged
+FAMILY = 3  # ways of one kind to deal the layers that are tried at most
 ROUNDS = (3, 8)  # of the proof: at least, at most
 PIECE_S = 3.0  # aimed at for each part of a measurement
 
@@ -55,9 +59,15 @@ class Setting:
     extra_bufts: bool
     n_batch: int
     kv: KV
+    split: Split | None = None  # None: as planned
+
+    @property
+    def load(self) -> tuple[bool, Split | None]:
+        """What a model is loaded anew for."""
+        return self.extra_bufts, self.split
 
     def placement(self) -> dict[str, Any]:
-        """Fields of native.Placement."""
+        """Fields of native.Placement that a context takes."""
         kv = {"type_k": self.kv, "type_v": self.kv}
         return {"flash_attn": self.flash_attn, "n_batch": self.n_batch, **kv}
 
@@ -68,6 +78,7 @@ NAMES = {
     "extra_bufts": "repack",
     "n_batch": "micro-batch",
     "kv": "KV cache",
+    "split": "layers",
 }
 
 
@@ -125,9 +136,11 @@ class Space:
     repack: bool  # the self-check trusts it
     kv: bool  # the heads can be quantized, and nobody has chosen a type
     threads: bool = True
+    splits: tuple[Split, ...] = ()
 
     def along(self, best: Setting) -> Iterator[list[Setting]]:
         """For each setting, the candidates other than `best`, the most telling first."""
+        yield [self._dealt(best, split) for split in self.splits]
         flips: dict[FlashAttn, FlashAttn] = {"off": "on", "on": "off", "auto": "off"}
         if best.kv == "f16":
             yield [replace(best, flash_attn=flips[best.flash_attn])]
@@ -137,6 +150,11 @@ class Space:
         yield [replace(best, n_batch=n) for n in (256, 128, 512) if n != best.n_batch]
         if self.kv and best.kv == "f16":
             yield [replace(best, kv="q8_0", flash_attn="on")]
+
+    def _dealt(self, best: Setting, split: Split) -> Setting:
+        """With layers so; without any on a GPU, flash attention as it is best on a CPU."""
+        on_cpu = not any(split.layers) and best.kv == "f16"
+        return replace(best, split=split, flash_attn="off" if on_cpu else best.flash_attn)
 
     def finer(self, best: Setting, tried: Sequence[int]) -> list[Setting]:
         """Numbers of threads half-way from the best to its neighbours among those tried."""
@@ -160,8 +178,8 @@ def search(
     Raises EngineError if not even the first works.
     """
     known: dict[Setting, Speeds | None] = {}
-    for setting in starts:
-        known[setting] = known.get(setting) or measure(setting)
+    for setting in dict.fromkeys(starts):
+        known[setting] = measure(setting)
         yield Tried(setting, known[setting], False)
     best = starts[0]
     first, again = known[best], measure(best)
@@ -262,7 +280,13 @@ def words(setting: Setting) -> dict[str, str]:
     return {
         **{name: str(value) for name, value in found.items()},
         "extra_bufts": "on" if setting.extra_bufts else "off",
+        "split": "as planned" if setting.split is None else _dealt_as(setting.split),
     }
+
+
+def _dealt_as(split: Split) -> str:
+    kept = f" without {split.cpu_ffn} feed-forward parts" if split.cpu_ffn else ""
+    return "+".join(map(str, split.layers)) + kept
 
 
 def parts(proof: Proof, depths: Sequence[int]) -> dict[str, figures.Ratio]:
@@ -300,11 +324,22 @@ class Comparing:
 
 
 class Bench:
-    """Measures settings in children: one for each way to load the weights."""
+    """Measures settings in children: one for each way to load the weights.
 
-    def __init__(self, spec: EngineSpec, plan: Plan, info: ModelInfo, control: Control) -> None:
-        self._spec, self._plan, self._control = spec, plan, control
-        self._children: dict[bool, Child] = {}
+    On the CPU they stay, for the weights are the file's pages; a GPU has room for one.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        plan: Plan,
+        info: ModelInfo,
+        control: Control,
+        splits: Mapping[Split, Plan] | None = None,
+    ) -> None:
+        self._spec, self._control = spec, control
+        self._own, self._splits = plan, splits or {}
+        self._children: dict[tuple[bool, Split | None], Child] = {}
         self.mix = sized(plan, info)
 
     def __enter__(self) -> Bench:
@@ -317,22 +352,24 @@ class Bench:
     def measure(self, setting: Setting) -> Speeds | None:
         """None if the process died of it, or there is no memory for it."""
         try:
-            child = self._child(setting.extra_bufts)
+            child = self._child(setting)
             prompt_ns, depths_ns = child.mix(self.mix, setting.threads, setting.placement())
-        except NoRoom:
-            return None
-        except EngineError:
-            self._children.pop(setting.extra_bufts).close()
+        except (NoRoom, EngineError):
+            self._children.pop(setting.load).close()
             return None  # the next one gets a new child
         prompt = self.mix.n_prompt / (prompt_ns / 1e9)
         return Speeds(prompt, tuple(self.mix.n_gen / (ns / 1e9) for ns in depths_ns))
 
-    def _child(self, extra_bufts: bool) -> Child:
-        if extra_bufts not in self._children:
-            self._children[extra_bufts] = child = Child(self._control)
-            placement = self._plan.placement()
-            child.load(Path(self._spec.path), placement, extra_bufts, self._spec.rpc)
-        return self._children[extra_bufts]
+    def _child(self, setting: Setting) -> Child:
+        if setting.load not in self._children:
+            if self._own.gpu_layers:
+                while self._children:
+                    self._children.popitem()[1].close()
+            self._children[setting.load] = child = Child(self._control)
+            plan = self._splits[setting.split] if setting.split is not None else self._own
+            path, rpc = Path(self._spec.path), self._spec.rpc
+            child.load(path, plan.placement(), setting.extra_bufts, rpc)
+        return self._children[setting.load]
 
 
 def sized(plan: Plan, info: ModelInfo) -> drill.Mix:
@@ -368,6 +405,7 @@ def tune(
         if spec.device:
             machine = hardware.chosen(machine, spec.device)
         plan = planning.measured(path, info, machine, spec.want(), probe)
+        splits = split_plans(path, info, machine, spec, plan, probe)
     own, default = own_setting(plan, spec), default_setting(plan, spec)
     space = Space(
         cores=machine.cores,
@@ -375,9 +413,10 @@ def tune(
         repack=spec.extra_bufts and free_bytes() > info.tensor_bytes * 5 // 4,
         kv=settings.kv is None and info.head_dim_k % 32 == 0 and info.head_dim_v % 32 == 0,
         threads=settings.threads is None,
+        splits=tuple(splits),
     )
     best = own
-    with Bench(spec, plan, info, control) as bench:
+    with Bench(spec, plan, info, control, splits) as bench:
         yield bench.mix
         try:
             until = began + budget_s * SEARCH_SHARE
@@ -397,6 +436,63 @@ def tune(
         depths = bench.mix.depths
     kept = _tuned(chosen, own, over_own, depths) if chosen != own and over_own else None
     yield Outcome(kept, chosen, default, over_own, over_default, depths, chosen == best)
+
+
+def split_plans(
+    path: Path, info: ModelInfo, machine: Machine, spec: EngineSpec, plan: Plan, probe: Probe
+) -> dict[Split, Plan]:
+    """Other ways to deal the layers, with a plan for each, as far as the memory allows."""
+    found: dict[Split, Plan] = {}
+    if spec.gpu_layers is not None or not plan.gpu_layers:
+        return found
+    for family in splits_around(plan.split, plan.layers_total):
+        fitting = 0
+        for split in family:
+            want = replace(spec.want(), n_ctx=plan.n_ctx, kv=plan.type_k, split=split)
+            if fitting < FAMILY and make_plan(info, machine, want).split == split:
+                found[split] = planning.measured(path, info, machine, want, probe)
+                fitting += 1
+    return {split: other for split, other in found.items() if other.split == split}
+
+
+def splits_around(now: Split, total: int) -> list[list[Split]]:
+    """Families of other ways to deal `total` layers, each with the most promising first.
+
+    From one device to another; all of the layers there, with feed-forward parts in RAM; whole
+    layers in RAM; everything there. A step is a sixteenth of the layers.
+    """
+    step = max(total // 16, 1)
+    here = range(len(now.layers))
+    moved = [
+        Split(_moved(now.layers, to, source, count), now.cpu_ffn)
+        for to, source in ((a, b) for a in here for b in here if a != b)
+        for count in (now.layers[source], step)
+    ]
+    near = [now.cpu_ffn + change for change in (-step, step, -2 * step, 2 * step)]
+    parts = near if now.cpu_ffn else range(0, total, step)
+    most = sum(now.layers)
+    near = [most + change for change in (2 * step, step, -step, -2 * step)]
+    whole = range(total - step, 0, -step) if now.cpu_ffn else near
+    families = [
+        moved,
+        [Split(_scaled(now.layers, total), count) for count in parts if 0 <= count < total],
+        [Split(_scaled(now.layers, count)) for count in whole if 0 < count <= total],
+        [Split((0,) * len(now.layers))],
+    ]
+    return [[split for split in dict.fromkeys(family) if split != now] for family in families]
+
+
+def _moved(counts: tuple[int, ...], to: int, source: int, layers: int) -> tuple[int, ...]:
+    layers = min(layers, counts[source])
+    change = {to: layers, source: -layers}
+    return tuple(count + change.get(at, 0) for at, count in enumerate(counts))
+
+
+def _scaled(counts: tuple[int, ...], total: int) -> tuple[int, ...]:
+    """In the same proportions; the device with the most takes what is over."""
+    smaller = [count * total // sum(counts) for count in counts]
+    smaller[counts.index(max(counts))] += total - sum(smaller)
+    return tuple(smaller)
 
 
 def own_setting(plan: Plan, spec: EngineSpec) -> Setting:

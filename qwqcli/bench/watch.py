@@ -1,8 +1,8 @@
 """What goes on beside a measurement: memory, energy, and whatever disturbs it.
 
 Contract: a `Watch` looks several times a second while it is open, and `close` gives `Seen`. What
-the machine does not tell is None, never a guess: watts come from NVML (through `nvidia-smi`) or
-from RAPL where this person may read it.
+the machine does not tell is None, never a guess: watts come from NVML (through `nvidia-smi`), from
+RAPL where this person may read it, or on a Mac from powermetrics, which answers root alone.
 Limits: the memory is the sum of resident pages of our processes, so pages that two of them share
 count twice (some 20 MB). Energy is the whole package's or card's, not the model's.
 """
@@ -10,8 +10,10 @@ count twice (some 20 MB). Energy is the whole package's or card's, not the model
 from __future__ import annotations
 
 import contextlib
+import plistlib
 import threading
 import time
+import xml.parsers.expat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +34,10 @@ SMI = (
 # nvmlClocksThrottleReasons: idle (1) and set by applications (2) are no brakes
 BRAKES = ~0x3
 RAPL = "/sys/class/powercap"
+POWERMETRICS = (
+    *("powermetrics", "--samplers", "cpu_power", "--format", "plist"),
+    *("--sample-rate", "1000", "--sample-count", "1"),  # over a second, once
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +89,11 @@ class Watch:
         self._gpu: list[tuple[int, float | None, bool]] = []
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._watch, daemon=True)]
+        self._mac: list[float] = []  # watts
         if any(self._gpu_rows()):
             self._threads.append(threading.Thread(target=self._watch_gpu, daemon=True))
+        if self._system.kind == "darwin":
+            self._threads.append(threading.Thread(target=self._watch_mac, daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -138,6 +147,13 @@ class Watch:
                 drawn = sum(watts) if len(watts) == len(rows) else None
                 self._gpu.append((sum(row[0] for row in rows), drawn, any(r[2] for r in rows)))
 
+    def _watch_mac(self) -> None:
+        while not self._over.is_set():
+            watts = mac_watts(self._system.run(POWERMETRICS, 5.0) or "")
+            if watts is None:
+                return
+            self._mac.append(watts)
+
     def _gpu_rows(self) -> Iterator[tuple[int, float | None, bool]]:
         """Bytes in use, watts, and whether it is slowed down, of each NVIDIA GPU."""
         for line in (self._system.run(SMI, 3.0) or "").splitlines():
@@ -148,10 +164,12 @@ class Watch:
                 yield int(cells[0]) << 20, _number(cells[1]), busy and bool(reasons & BRAKES)
 
     def _joules(self, seconds: float) -> float | None:
-        """Of the GPUs, else of the CPU packages."""
+        """Of the GPUs, else of the Mac's chip, else of the CPU packages."""
         watts = [row[1] for row in self._gpu if row[1] is not None]
         if watts and len(watts) == len(self._gpu):
             return sum(watts) / len(watts) * seconds
+        if self._mac:
+            return sum(self._mac) / len(self._mac) * seconds
         after = rapl_joules(self._system)
         if self._energy is None or after is None or after < self._energy:  # or it began again at 0
             return None
@@ -164,6 +182,20 @@ def rapl_joules(system: System) -> float | None:
     while text := system.read(f"{RAPL}/intel-rapl:{zone}/energy_uj").strip():
         total, zone = total + int(text) / 1e6, zone + 1
     return total if zone else None
+
+
+def mac_watts(text: str) -> float | None:
+    """What CPU, GPU and neural engine of a Mac drew together, by powermetrics' property list.
+
+    It is in milliwatts; Intel Macs have other keys, and for those there is no answer here.
+    """
+    try:
+        found = plistlib.loads(text.strip("\0\n ").encode())
+        return float(found["processor"]["combined_power"]) / 1000
+    except (plistlib.InvalidFileException, xml.parsers.expat.ExpatError):
+        return None  # it is said on stderr that only root may ask
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _busy(before: Any, after: Any) -> tuple[float, float]:

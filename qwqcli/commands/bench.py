@@ -12,6 +12,7 @@ import typer
 from qwqcli import config
 from qwqcli.commands import (
     Ctx,
+    Device,
     Env,
     Flash,
     GpuLayers,
@@ -73,6 +74,7 @@ def bench(
     kv: Kv = None,
     flash_attn: Flash = None,
     rpc: Rpc = None,
+    device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a run, in a line.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="A line a test, with a header.")] = False,
     md: Annotated[bool, typer.Option("--md", help="One line to paste in a forum.")] = False,
@@ -90,7 +92,11 @@ def bench(
     ] = False,
     suite: Annotated[
         str | None,
-        typer.Option("--suite", help="Ask prompts and check the answers: tiny, claims, gym:TASK."),
+        typer.Option(
+            "--suite",
+            help="Ask prompts and check the answers: tiny, claims, gym:TASK."
+            " Or speed: quick, reasoner, FILE.yaml.",
+        ),
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="For a suite: budgets of thought, 1k,4k,off.")
@@ -121,13 +127,13 @@ def bench(
     Results go to stdout, all else to stderr; every run is kept. With --suite: is the answer right,
     and how long did one wait for it?
     """
-    from qwqcli.bench import draw, measure
+    from qwqcli.bench import draw, measure, presets
     from qwqcli.bench import history as kept
 
     env: Env = ctx.obj
     paths = config.paths(env.environ)
     screen = Screen(env.stdout, env.stderr, env.environ)
-    if suite:
+    if suite and not presets.is_suite(suite):
         flags = {"temperature": temperature, "max_tokens": max_tokens}
         options = suites.Options(
             suite, quant, budget, repeat, seed, flags, save, fresh, run_code, json
@@ -146,7 +152,8 @@ def bench(
     if perplexity:
         code = suites.bench_perplexity(env, settings, perplexity, against, windows, as_json=json)
         raise typer.Exit(code)
-    wanted = _wanted(n_prompt, n_gen, n_depth, repetitions, quick, no_chat)
+    speed = suite or ("quick" if quick else "default")
+    wanted = _wanted(speed, n_prompt, n_gen, n_depth, repetitions, no_chat)
     measure.check(wanted)
     if save_plot:
         draw.check_plot(save_plot)
@@ -184,6 +191,7 @@ def tune(
     kv: Kv = None,
     flash_attn: Flash = None,
     rpc: Rpc = None,
+    device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
     """Find the fastest settings for a model on this machine, prove it, and keep them.
@@ -247,23 +255,24 @@ def _tune(events: Iterator[tuning.Event], screen: Screen) -> tuning.Outcome:
 
 
 def _wanted(
+    suite: str,
     n_prompt: str | None,
     n_gen: str | None,
     n_depth: str | None,
     repetitions: int | None,
-    quick: bool,
     no_chat: bool,
 ) -> Wanted:
-    """What to measure, of what was typed. Raises UsageError."""
-    from qwqcli.bench.measure import QUICK, Wanted
+    """What to measure: a speed suite, and what was typed over it. Raises UsageError."""
+    from qwqcli.bench import presets
+    from qwqcli.bench.measure import Wanted
 
-    default = QUICK if quick else Wanted()
+    default = presets.load(suite)
     return Wanted(
         _counts(n_prompt, "-p") or default.n_prompt,
         _counts(n_gen, "-n") or default.n_gen,
         _counts(n_depth, "-d") or default.n_depth,
         default.repetitions if repetitions is None else repetitions,
-        0 if no_chat else default.felt_tokens,
+        0 if no_chat else default.chat_tokens,
     )
 
 

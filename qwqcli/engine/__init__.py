@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwqcli.config import KV, FlashAttn, Prefer
-from qwqcli.layout import MARGIN_BYTES, Want
+from qwqcli.layout import MARGIN_BYTES, Split, Want
 from qwqcli.messages import Budget, Event, Message, Order, Sampling
 
 NO_GPU = "all layers on the CPU"  # how EngineInfo.placement begins where that is so
@@ -69,6 +69,7 @@ class EngineSpec:
     prefer: Prefer | None = None
     margin_bytes: int = MARGIN_BYTES  # to leave free on each device
     n_batch: int | None = None  # tokens of a micro-batch
+    split: Split | None = None  # see Want
     tuned: str = ""  # what `qwq tune` had set of the above, in one sentence
 
     def want(self) -> Want:
@@ -82,6 +83,7 @@ class EngineSpec:
             n_batch=self.n_batch,
             threads=self.threads,
             margin_bytes=self.margin_bytes,
+            split=self.split,
         )
 
 

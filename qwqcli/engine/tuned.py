@@ -20,6 +20,7 @@ from qwqcli.config import KV, FlashAttn, Settings
 from qwqcli.engine import EngineSpec
 from qwqcli.engine.selfcheck import fingerprint
 from qwqcli.errors import QwqError
+from qwqcli.layout import Split
 
 _DEVICES = "\n"  # no path that a person has holds one
 
@@ -34,6 +35,7 @@ class Tuned:
     extra_bufts: bool | None = None
     n_batch: int | None = None
     kv: KV | None = None
+    split: Split | None = None
     why: tuple[str, ...] = ()  # such as "flash attention off: +108 % at depth 2048"
 
     @property
@@ -63,6 +65,7 @@ def applied(spec: EngineSpec, settings: Settings, cache: Path) -> EngineSpec:
         kv=spec.kv if own else found.kv,
         extra_bufts=spec.extra_bufts and found.extra_bufts is not False,
         n_batch=found.n_batch,
+        split=found.split,
         tuned=found.sentence,
     )
 
@@ -73,7 +76,10 @@ def recall(spec: EngineSpec, cache: Path) -> Tuned | None:
     try:
         if entry is None or entry["file"] != _identity(spec) or entry["build"] != fingerprint():
             return None
-        return Tuned(**{**entry["tuned"], "why": tuple(entry["tuned"]["why"])})
+        plain = entry["tuned"]
+        split = plain.get("split")
+        split = Split(tuple(split["layers"]), split["cpu_ffn"]) if split else None
+        return Tuned(**{**plain, "why": tuple(plain["why"]), "split": split})
     except (KeyError, TypeError, OSError):
         return None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from qwqcli import errors
 from qwqcli.engine import EngineInfo, EngineSpec, Keep
+from qwqcli.layout import Split
 from qwqcli.messages import (
     Answer,
     Budget,
@@ -123,7 +124,7 @@ _TYPES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
         *(Load, Ask, Prepare, Prepared, Leave, Count, Give, Ready, Counted, Failed),
-        *(EngineInfo, EngineSpec, Keep),
+        *(EngineInfo, EngineSpec, Split, Keep),
         *(Message, Sampling, Budget, Stats),
         *(Loading, Prompting, Room, Reasoning, Answer, Notice, Done),
     )
