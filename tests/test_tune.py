@@ -94,6 +94,21 @@ def test_gains_inside_the_noise_are_no_gains() -> None:
     assert found(FakeMachine(lambda s: 1.01 if s.n_batch == 256 else 1.0)) == OWN
 
 
+def test_a_micro_batch_is_judged_by_the_prompt() -> None:
+    """It changes nothing else, and a prompt is too small a part of a turn to show in it."""
+
+    def measure(setting: Setting) -> Speeds:
+        return Speeds(106.0 if setting.n_batch == 256 else 100.0, (2.0, 1.0))
+
+    machine = FakeMachine()
+    run = tune.search([OWN, DEFAULT], SPACE, measure, machine.clock, 1e9)
+    tried = [event for event in run if event.best]
+    assert [event.setting.n_batch for event in tried] == [256]
+    proved = tune.confirm(tried[0].setting, OWN, measure, machine.clock, 1e9)
+    assert proved is not None
+    assert proved.holds
+
+
 def test_a_less_precise_cache_must_be_worth_it() -> None:
     """KV in q8_0 costs precision: 8 % more speed does not pay for it, 15 % does."""
     assert found(FakeMachine(lambda s: 1.08 if s.kv == "q8_0" else 1.0)).kv == "f16"
@@ -325,7 +340,7 @@ rpc = pytest.mark.skipif(not rpc_server.available(), reason="this build has no R
 def test_tune_on_other_devices(model: Path, environ: dict[str, str]) -> None:
     """Layers behind RPC are tuned where they are, and dealt to two devices in other ways."""
     with rpc_server.running(2) as (endpoint, _):
-        argv = ("--model", str(model), "--rpc", endpoint, "--budget", "6", "--json")
+        argv = ("--model", str(model), "--rpc", endpoint, "--budget", "10", "--json")
         done = qwq("tune", *argv, environ=environ)
     assert done.code == 0, done.err
     assert json.loads(done.out)["complete"]

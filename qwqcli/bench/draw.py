@@ -193,7 +193,7 @@ def outcome_lines(outcome: tuning.Outcome) -> Iterator[str]:
     elif not outcome.proved:
         yield "The fastest setting found is not faster beyond doubt: qwq keeps its own."
     else:
-        yield "qwq's own settings are the fastest here."
+        yield "No setting was found that is faster than qwq's own."
     if outcome.over_default:
         said = tuning.explained(outcome.best, outcome.default, outcome.over_default, outcome.depths)
         yield f"Over llama.cpp's defaults: {said}."

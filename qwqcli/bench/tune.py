@@ -119,9 +119,10 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """The turn is faster beyond doubt, and no part of it slower."""
+        """The turn or its prompt is faster beyond doubt, and no part of it slower."""
         parts = (self.prompt, *self.generation)
-        return self.turn.gain > 1 and all(part.value >= NOT_SLOWER for part in parts)
+        gain = max(self.turn.gain, self.prompt.gain)
+        return gain > 1 and all(part.value >= NOT_SLOWER for part in parts)
 
 
 # --- search ------------------------------------------------------------------------------------
@@ -219,7 +220,10 @@ def _faster(
         if now is None or then is None:
             continue
         needed = KV_GAIN if other.kv != best.kv else noise
-        if then.turn_s / now.turn_s > 1 + needed:
+        gain = then.turn_s / now.turn_s
+        if other == replace(best, n_batch=other.n_batch) and gain > 1 - noise:
+            gain = now.prompt / then.prompt  # all that a micro-batch changes
+        if gain > 1 + needed:
             best = other
     return best
 
