@@ -44,20 +44,46 @@ def _fenced(file: Attachment) -> str:
     return f"{file.name}:\n{around}\n{file.text}\n{around}"
 
 
-def read_prompt(words: Sequence[str], piped: BinaryIO | None, files: Sequence[Path]) -> str:
-    """The question, then what was piped in, then each file under its name.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What `qwq ask` was given: the words, what was piped in, the files."""
 
-    Raises UsageError if all of it is empty.
-    """
+    question: str
+    piped: str = ""
+    files: tuple[Attachment, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The question, then what was piped in, then each file under its name."""
+        said = "\n\n".join(part for part in (self.question, self.piped) if part.strip())
+        return with_attachments(said, self.files)
+
+    @property
+    def texts(self) -> list[str]:
+        """What came with the question, in the order in which it is sent."""
+        return [self.piped, *(file.text for file in self.files)]
+
+    @property
+    def names(self) -> list[str]:
+        """How a person calls each of `texts`."""
+        return ["what was piped in", *(file.name for file in self.files)]
+
+    def with_texts(self, texts: Sequence[str]) -> Asked:
+        """The same question with other `texts`."""
+        piped, *others = texts
+        pairs = zip(self.files, others, strict=True)
+        return Asked(self.question, piped, tuple(Attachment(f.name, text) for f, text in pairs))
+
+
+def read_asked(words: Sequence[str], piped: BinaryIO | None, files: Sequence[Path]) -> Asked:
+    """What was given, read. Raises UsageError if all of it is empty."""
     question = decode(" ".join(words).encode("utf-8", "surrogateescape"), "The prompt")
-    parts = [question.strip()]
-    if piped is not None:
-        parts.append(decode(piped.read(), "Standard input").strip("\r\n"))
-    said = "\n\n".join(part for part in parts if part.strip())
-    text = with_attachments(said, [Attachment(path.name, read_file(path)) for path in files])
-    if not text:
+    text = "" if piped is None else decode(piped.read(), "Standard input").strip("\r\n")
+    attached = tuple(Attachment(path.name, read_file(path)) for path in files)
+    asked = Asked(question.strip(), text, attached)
+    if not asked.prompt:
         raise UsageError("There is nothing to ask.", "qwq ask 'What is 47 + 86?'")
-    return text
+    return asked
 
 
 def read_file(path: Path) -> str:

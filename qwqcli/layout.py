@@ -66,6 +66,20 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Larger:
+    """What another context would take instead of the present one.
+
+    `more_bytes` of memory, on all devices together; where it does not fit, as much as it would
+    take with nothing else changed. `how` names what else would change so that it fits.
+    """
+
+    n_ctx: int
+    more_bytes: int
+    fits: bool
+    how: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Predicted:
     """Tokens per second; None where a device's bandwidth is not known.
 

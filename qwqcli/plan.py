@@ -25,6 +25,7 @@ from qwqcli.hardware import GiB, Machine, MiB, device_of, gib, listed
 from qwqcli.layout import (
     MARGIN_BYTES,
     Case,
+    Larger,
     Layout,
     Predicted,
     Share,
@@ -42,6 +43,7 @@ ENOUGH_CONTEXT = 16_384  # tokens; below it a thought may be cut
 LEAST_CONTEXT = 4_096
 SHORTEST_CONTEXT = 512  # that is worth to be proposed
 CONTEXT_STEP = 1_024
+_ENDLESS = 1 << 60  # bytes
 BATCH, SMALL_BATCH = 512, 128
 # What macOS needs beside memory that the GPU has wired: it cannot be paged out.
 MACOS_BYTES = 4 * GiB
@@ -201,6 +203,43 @@ def with_measurement(plan: Plan, prompt_tps: float | None, generation_tps: float
     speed = Predicted(prompt_tps, generation_tps, measured=True)
     reasons = tuple(r for r in plan.reasons if not r.startswith((_PREDICTED, _UNPREDICTED)))
     return replace(plan, predicted=speed, reasons=(*reasons, _speed_sentence(_MEASURED, speed)))
+
+
+# --- another context ---------------------------------------------------------------------------
+
+
+def larger(info: ModelInfo, machine: Machine, want: Want, plan: Plan, n_ctx: int) -> Larger:
+    """What a context of `n_ctx` tokens would take on `machine`, beyond `plan` made for it."""
+    here = _used(make_plan(info, machine, replace(want, n_ctx=plan.n_ctx)))
+    try:
+        other = make_plan(info, machine, replace(want, n_ctx=n_ctx))
+    except NoRoom:
+        return Larger(n_ctx, _grown(info, machine, want, plan, n_ctx), fits=False)
+    return Larger(n_ctx, _used(other) - here, fits=True, how=", ".join(_changes(plan, other)))
+
+
+def _grown(info: ModelInfo, machine: Machine, want: Want, plan: Plan, n_ctx: int) -> int:
+    """Bytes by which `plan` grows with its context where memory is no matter."""
+    same = replace(want, kv=plan.type_k, flash_attn=plan.flash_attn, gpu_layers=plan.gpu_layers)
+    devices = tuple(replace(device, free_bytes=_ENDLESS) for device in machine.devices)
+    endless = replace(machine, devices=devices, ram_free_bytes=_ENDLESS)
+    now, then = (make_plan(info, endless, replace(same, n_ctx=n)) for n in (plan.n_ctx, n_ctx))
+    return _used(then) - _used(now)
+
+
+def _used(plan: Plan) -> int:
+    return sum(share.used_bytes for share in plan.devices)
+
+
+def _changes(plan: Plan, other: Plan) -> Iterator[str]:
+    if other.type_k != plan.type_k:
+        yield f"the KV cache in {other.type_k}"
+    if other.whole_layers == plan.whole_layers:
+        return  # what is slower then is only a longer thought
+    yield f"{other.whole_layers} of {other.layers_total} layers whole on the GPU"
+    before, after = plan.predicted.generation_tps, other.predicted.generation_tps
+    if before and after:
+        yield f"about {after:.1f} tokens/s instead of {before:.1f}"
 
 
 # --- memory that was refused -------------------------------------------------------------------

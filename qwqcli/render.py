@@ -16,6 +16,8 @@ from typing import Any
 from qwqcli.config import Thinking
 from qwqcli.engine import Control
 from qwqcli.errors import INTERRUPTED, ContextFull, EngineError, NoAnswer, QwqError
+from qwqcli.hardware import GiB, MiB, gib
+from qwqcli.layout import Larger
 from qwqcli.live import Tail
 from qwqcli.markdown import MarkdownStream
 from qwqcli.messages import (
@@ -56,6 +58,18 @@ def rate(tps: float) -> str:
 
 def tokens(count: int) -> str:
     return f"{count:,} token{'' if count == 1 else 's'}"
+
+
+def larger_option(larger: Larger) -> str:
+    """A larger context and what it costs: `--ctx 16384 (2.1 GiB more: fits)`."""
+    more = memory(larger.more_bytes) if larger.more_bytes > 0 else "no"
+    how = f", with {larger.how}" if larger.how else ""
+    return f"--ctx {larger.n_ctx} ({more} more: {'fits' if larger.fits else 'does not fit'}{how})"
+
+
+def memory(n_bytes: int) -> str:
+    """`2.1 GiB`, `98.4 MiB`."""
+    return gib(n_bytes) if n_bytes >= GiB // 10 else f"{n_bytes / MiB:.1f} MiB"
 
 
 def stats_line(stats: Stats, dot: str = " · ") -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from qwqcli.engine import UNLIMITED, Control, EngineInfo, Keep, never
 from qwqcli.errors import EngineError, QwqError
+from qwqcli.layout import Larger
 from qwqcli.messages import (
     Answer,
     Budget,
@@ -52,7 +53,7 @@ class ScriptedEngine:
     closed: int = 0
 
     def info(self) -> EngineInfo:
-        return EngineInfo("scripted", 4096, 4096, 1, 1, 1, True, self.load_s, "nowhere")
+        return EngineInfo("scripted", 4096, 32_768, 1, 1, 1, True, self.load_s, "nowhere")
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(message.content.split()) for message in messages)
@@ -60,6 +61,9 @@ class ScriptedEngine:
     def prepare(self, messages: Sequence[Message], keep: Keep | None = None) -> bool:
         self.prepared.append(list(messages))
         return True
+
+    def larger(self, n_ctx: int) -> Larger | None:
+        return Larger(n_ctx, n_ctx * 1000, fits=n_ctx <= 8192)
 
     def close(self) -> None:
         self.closed += 1

@@ -114,7 +114,7 @@ def test_max_tokens_is_exact(smol: LlamaEngine) -> None:
 
 def test_prompt_longer_than_the_context(engine: LlamaEngine) -> None:
     """A conversation that can't fit is refused with both numbers before anything is decoded."""
-    with pytest.raises(ContextFull, match=r"tokens and the context holds 4,096"):
+    with pytest.raises(ContextFull, match=r"tokens and a context of 4,096 has room"):
         list(engine.stream([Message("user", "many words " * 5000)], GREEDY))
 
 

@@ -79,7 +79,7 @@ def test_contract_of_cancel(either: Engine) -> None:
 
 def test_contract_of_errors(either: Engine) -> None:
     """A conversation that doesn't fit is an error in the caller's process, and no harm is done."""
-    with pytest.raises(ContextFull, match="holds 4,096"):
+    with pytest.raises(ContextFull, match="context of 4,096"):
         list(either.stream([Message("user", "word " * 9000)], GREEDY))
     assert either.count_tokens(SUM) > 10
     assert stop(list(either.stream(SUM, GREEDY))) == "end"

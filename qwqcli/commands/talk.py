@@ -40,7 +40,6 @@ from qwqcli.commands import (
 from qwqcli.engine.process import ProcessEngine, open_engine
 from qwqcli.errors import UsageError
 from qwqcli.interrupt import interruptible
-from qwqcli.messages import Message
 from qwqcli.terminal import Screen
 
 
@@ -75,6 +74,10 @@ def ask(
         bool, typer.Option("--stream-json", help="One JSON object a line, as it comes.")
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Figures on stderr at the end.")] = False,
+    trim: Annotated[
+        str | None,
+        typer.Option(help="oldest: what is too long is cut, from its beginning, and told."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Ask one question. The answer goes to stdout, thought and figures to stderr.
@@ -82,31 +85,27 @@ def ask(
     The question is the words, what is piped in, or both:  cat log | qwq ask 'why did it fail?'
     """
     from qwqcli import render
-    from qwqcli.inputs import read_prompt
+    from qwqcli.inputs import read_asked
+    from qwqcli.oneshot import Oneshot
 
     env: Env = ctx.obj
     settings = settings_of(ctx)
-    prompt = read_prompt(words or [], env.piped, file or [])
+    if trim not in (None, "oldest"):
+        raise UsageError(f"--trim '{trim}' is unknown.", "--trim oldest")
+    asked = read_asked(words or [], env.piped, file or [])
     screen = Screen(env.stdout, env.stderr, env.environ)
-    messages = [Message("system", settings.system)] if settings.system else []
-    messages.append(Message("user", prompt))
     ref = check_model(settings, force, env.environ)
-    view: render.View = render.AskView(screen, settings.thinking, settings.max_tokens)
-    if json:
-        view = render.JsonView(screen, ref.name)
-    if stream_json:
-        view = render.StreamJsonView(screen, ref.name)
+
+    def view() -> render.View:
+        if stream_json:
+            return render.StreamJsonView(screen, ref.name)
+        if json:
+            return render.JsonView(screen, ref.name)
+        return render.AskView(screen, settings.thinking, settings.max_tokens)
+
     engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
     with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
-        control = render.ticking(view, pressed)
-        events = engine.stream(
-            messages,
-            settings.sampling,
-            control,
-            thinking=settings.thinks,
-            budget=settings.budget,
-        )
-        reply = render.draw_reply(events, view)
+        reply = Oneshot(engine, settings, view, pressed).ask(asked, trim=trim == "oldest")
         if stats:
             screen.err.write(render.stats_line(reply.stats) + "\n")
             screen.err.write(engine.info().placement + "\n")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwqcli.config import KV, FlashAttn, Prefer
-from qwqcli.layout import MARGIN_BYTES, Split, Want
+from qwqcli.layout import MARGIN_BYTES, Larger, Split, Want
 from qwqcli.messages import Budget, Event, Message, Order, Sampling
 
 NO_GPU = "all layers on the CPU"  # how EngineInfo.placement begins where that is so
@@ -22,6 +22,8 @@ MEMORY_WORDS = (
     "mem_buffer != null",  # what ggml asserts of its own small buffers
 )
 RETRIES = 3  # of a load for which memory was refused, each with less
+
+RESERVE_SHARE = 4  # of a context or of what a prompt leaves, one part in so many is reserved
 
 UNLIMITED = Budget()
 
@@ -137,6 +139,28 @@ class Engine(Protocol):
         """Tokens of the rendered prompt of `messages`."""
         ...
 
+    def larger(self, n_ctx: int) -> Larger | None:
+        """What a context of `n_ctx` tokens would take, by the memory that was free at the load.
+
+        None if nothing was planned. Raises UsageError for a context that no load would accept.
+        """
+        ...
+
     def close(self) -> None:
         """Free the model; safe to call twice."""
         ...
+
+
+def reserved(n_ctx: int, reserve: int) -> int:
+    """Tokens of a context that a prompt must leave to its reply: `Budget.reserve`, or a part."""
+    return max(1, min(reserve, n_ctx // RESERVE_SHARE))
+
+
+def larger_for(engine: Engine, tokens: int) -> Larger | None:
+    """The next context worth having for a prompt of so many tokens; None if the model has none."""
+    info = engine.info()
+    n_ctx = -(-tokens * 3 // 2048) * 1024  # half as much again, for the reply and what follows
+    n_ctx = min(max(n_ctx, info.n_ctx + 1024), info.n_ctx_train or n_ctx)
+    if n_ctx <= info.n_ctx or tokens > n_ctx - n_ctx // RESERVE_SHARE:
+        return None
+    return engine.larger(n_ctx)

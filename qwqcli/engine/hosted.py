@@ -13,10 +13,9 @@ from qwqcli import hardware
 from qwqcli.engine import RETRIES, EngineInfo, EngineSpec, native
 from qwqcli.engine.llama import LlamaEngine
 from qwqcli.errors import QwqError
-from qwqcli.gguf import ModelInfo, read_file_header
-from qwqcli.hardware import Machine
-from qwqcli.layout import Want
-from qwqcli.plan import Plan, corrected, make_plan, refused, squeezed
+from qwqcli.gguf import read_file_header
+from qwqcli.layout import Case, Larger
+from qwqcli.plan import Plan, corrected, larger, make_plan, refused, squeezed
 
 SLOW_TPS = 10.0  # about as fast as people read; below, they should know before they wait
 
@@ -24,9 +23,10 @@ SLOW_TPS = 10.0  # about as fast as people read; below, they should know before 
 class PlannedEngine(LlamaEngine):
     """A `LlamaEngine` whose info tells the plan that it was loaded by."""
 
-    def __init__(self, spec: EngineSpec, plan: Plan, progress: Callable[[float], bool]) -> None:
+    def __init__(self, spec: EngineSpec, case: Case, progress: Callable[[float], bool]) -> None:
+        plan = _plan(spec, case)
         super().__init__(spec, progress, native.Placement(**plan.placement()))
-        self._plan = plan
+        self._case, self._plan = case, plan
         self._tuned = (spec.tuned,) if spec.tuned else ()
 
     def info(self) -> EngineInfo:
@@ -43,6 +43,10 @@ class PlannedEngine(LlamaEngine):
             reasons=(*self._plan.reasons, *self._tuned),
         )
 
+    def larger(self, n_ctx: int) -> Larger | None:
+        case = self._case
+        return larger(case.info, case.machine, case.want, self._plan, n_ctx)
+
 
 def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
     """Plan for this machine as it is now, and load.
@@ -50,11 +54,16 @@ def load(spec: EngineSpec, progress: Callable[[float], bool]) -> PlannedEngine:
     Raises UsageError for wishes that cannot work, NoRoom if nothing fits or memory was refused too
     often, OutOfMemory if memory that seemed free was refused.
     """
-    return PlannedEngine(spec, planned(spec), progress)
+    return PlannedEngine(spec, _case(spec), progress)
 
 
 def planned(spec: EngineSpec) -> Plan:
     """The plan for this machine as it is now; see `load` for what it raises."""
+    return _plan(spec, _case(spec))
+
+
+def _case(spec: EngineSpec) -> Case:
+    """The model, the machine as it is now, and what is wanted."""
     if spec.rpc:
         native.add_rpc_devices(spec.rpc)
     info = read_file_header(Path(spec.path))
@@ -65,7 +74,7 @@ def planned(spec: EngineSpec) -> Plan:
     machine = squeezed(info, machine, want, spec.squeeze)
     if spec.squeeze > RETRIES:
         raise refused(info, machine, want, spec.squeeze)
-    return _plan(spec, info, machine, want)
+    return Case(info, machine, want)
 
 
 def placement(spec: EngineSpec, *, n_ctx: int, n_outputs: int) -> native.Placement:
@@ -74,8 +83,9 @@ def placement(spec: EngineSpec, *, n_ctx: int, n_outputs: int) -> native.Placeme
     return native.Placement(**{**values, "n_ctx": n_ctx, "n_outputs": n_outputs})
 
 
-def _plan(spec: EngineSpec, info: ModelInfo, machine: Machine, want: Want) -> Plan:
+def _plan(spec: EngineSpec, case: Case) -> Plan:
     """The plan, with compute buffers from a dry load where a GPU could be overfilled."""
+    info, machine, want = case.info, case.machine, case.want
     plan = make_plan(info, machine, want)
     if not plan.gpu_layers:
         return plan

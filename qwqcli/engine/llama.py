@@ -20,13 +20,21 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from qwqcli.engine import NO_GPU, UNLIMITED, Control, EngineInfo, EngineSpec, Keep, never
+from qwqcli.engine import (
+    NO_GPU,
+    UNLIMITED,
+    Control,
+    EngineInfo,
+    EngineSpec,
+    Keep,
+    never,
+    reserved,
+)
 from qwqcli.engine.native import Context, Model, Placement, Sampler, buffer_owners, build, log
 from qwqcli.engine.pages import PAGE, Pages, maker_of
 from qwqcli.engine.steering import (
     LOOP_NOTICE,
     PRESENCE_PENALTY,
-    RESERVE_SHARE,
     SENTENCES,
     STRETCH,
     Steering,
@@ -35,6 +43,7 @@ from qwqcli.engine.steering import (
 )
 from qwqcli.errors import BadFile, ContextFull
 from qwqcli.hardware import device_of, listed
+from qwqcli.layout import Larger
 from qwqcli.messages import (
     Answer,
     Budget,
@@ -117,6 +126,9 @@ class LlamaEngine:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return len(self._tokenize("".join(self._render(messages, thinking=True))))
+
+    def larger(self, n_ctx: int) -> Larger | None:
+        return None  # without a plan nothing is known of the memory
 
     def abort(self) -> None:
         """Wake a decode that is under way in another thread, so that `control` is asked again."""
@@ -314,12 +326,12 @@ class LlamaEngine:
     def _check_room(self, length: int, reserve: int) -> None:
         """Raise ContextFull where a prompt leaves less than `reserve` for the reply."""
         n_ctx = self._context.n_ctx
-        reserve = max(1, min(reserve, n_ctx // RESERVE_SHARE))
-        if length + reserve > n_ctx:
-            kept = f", of which {reserve:,} are kept for the reply" if reserve > 1 else ""
+        room = n_ctx - reserved(n_ctx, reserve)
+        if length > room:
             raise ContextFull(
-                f"The conversation has {length:,} tokens and the context holds {n_ctx:,}{kept}.",
-                f"Shorten it, or start with --ctx {_round_up(length * 3 // 2, 1024)}",
+                f"The prompt has {length:,} tokens and a context of {n_ctx:,} has room for {room:,}"
+                f" of them beside the reply: {length - room:,} too many.",
+                "Shorten it, or take a larger --ctx",
             )
 
     def _render(self, messages: Sequence[Message], thinking: bool) -> tuple[str, str]:
@@ -539,10 +551,6 @@ def _evenly(tokens: list[int], most: int) -> Iterator[list[int]]:
     size = -(-len(tokens) // max(pieces, 1))
     for at in range(0, len(tokens), max(size, 1)):
         yield tokens[at : at + size]
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
 
 
 def layers_line(load_log: str, owners: Mapping[str, str]) -> str:

@@ -36,6 +36,7 @@ from qwqcli.engine import (
 from qwqcli.engine.pipes import Pipes
 from qwqcli.errors import EngineError, OutOfMemory, QwqError
 from qwqcli.hardware import GiB, physical_cores
+from qwqcli.layout import Larger
 from qwqcli.messages import (
     Answer,
     Budget,
@@ -55,6 +56,7 @@ TELLING = 64  # tokens of a prompt that tell how fast prompts are processed
 POLL_S = 0.05  # how often `control` is asked while the child is silent
 RESTARTS = 3  # of one request that keeps dying before it is given up
 PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
+_AGAIN = "The engine died again and again at the same place."
 LEAVE_S = 5.0  # how long a child that is left may go on writing
 
 
@@ -129,9 +131,23 @@ class ProcessEngine:
         return self._child.prepared == self._prepares
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        self.info()
-        counted = self._child.request(wire.Count(tuple(messages)))
+        counted = self._asked(wire.Count(tuple(messages)))
         return int(counted.tokens)
+
+    def larger(self, n_ctx: int) -> Larger | None:
+        supposed = self._asked(wire.Suppose(n_ctx))
+        assert isinstance(supposed, wire.Supposed)
+        return supposed.larger
+
+    def _asked(self, value: Any) -> Any:
+        """The one answer to a question about the model, from a new child if this one is dead."""
+        for _ in range(RESTARTS):
+            self.info()
+            try:
+                return self._child.request(value)
+            except Died as death:
+                self._unsaid.append(self._died(death))
+        raise EngineError(_AGAIN, "Try another model or qwq doctor")
 
     def stream(
         self,
@@ -156,13 +172,11 @@ class ProcessEngine:
                 yield from self._reply(ask, control, said)
                 return
             except Died as death:
-                yield Notice(f"{death} {self._restart(death.starved)}{self._rebuilding()}")
+                yield self._died(death)
                 if said.anything:
                     yield Done("died", said.stats(), said.thought_end)
                     return
-        raise EngineError(
-            "The engine died again and again at the same place.", "Try another model or qwq doctor"
-        )
+        raise EngineError(_AGAIN, "Try another model or qwq doctor")
 
     def close(self) -> None:
         if self._prepare and self._prepare.keep and self._info and not self.prepared:
@@ -235,6 +249,10 @@ class ProcessEngine:
         kept = self._prepare is not None and self._prepare.keep is not None
         unless = ", unless they are on disk" if kept else ""
         return f" {tokens:,} tokens are processed again first{unless}: {seconds:,} s."
+
+    def _died(self, death: Died) -> Notice:
+        """Start a new child after the death of a loaded one; what there is to say of it."""
+        return Notice(f"{death} {self._restart(death.starved)}{self._rebuilding()}")
 
     def _restart(self, starved: bool) -> str:
         """Start a new child; returns the sentence that says how."""

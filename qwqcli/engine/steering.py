@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qwqcli.engine import RESERVE_SHARE
 from qwqcli.guard import Guard
 from qwqcli.messages import Budget, Order, ThoughtEnd
 from qwqcli.reasoning import CLOSE
 
-RESERVE_SHARE = 4  # of the room after the prompt, at most one part in so many is reserved
 CLOSINGS = 3  # a model that opens a thought again and again is let go after so many
 STRETCH = 256  # tokens for which a presence penalty tries to break a loop
 PRESENCE_PENALTY = 1.5  # Qwen's cards name 0 to 2 against loops (QwQ-32B, Qwen3)

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwqcli import errors
 from qwqcli.engine import EngineInfo, EngineSpec, Keep
-from qwqcli.layout import Split
+from qwqcli.layout import Larger, Split
 from qwqcli.messages import (
     Answer,
     Budget,
@@ -80,6 +80,20 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class Suppose:
+    """Parent: what would a context of so many tokens take?"""
+
+    n_ctx: int
+
+
+@dataclass(frozen=True, slots=True)
+class Supposed:
+    """Child: the answer to `Suppose`."""
+
+    larger: Larger | None
+
+
+@dataclass(frozen=True, slots=True)
 class Give:
     """Parent: an `Order` for the reply to the request `id`, if it is still being given."""
 
@@ -123,8 +137,9 @@ class Failed:
 _TYPES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        *(Load, Ask, Prepare, Prepared, Leave, Count, Give, Ready, Counted, Failed),
-        *(EngineInfo, EngineSpec, Split, Keep),
+        *(Load, Ask, Prepare, Prepared, Leave, Count, Suppose, Give),
+        *(Ready, Counted, Supposed, Failed),
+        *(EngineInfo, EngineSpec, Split, Keep, Larger),
         *(Message, Sampling, Budget, Stats),
         *(Loading, Prompting, Room, Reasoning, Answer, Notice, Done),
     )

@@ -93,6 +93,8 @@ class Worker:
         try:
             if isinstance(request, wire.Count):
                 self._say(wire.Counted(self._engine.count_tokens(request.messages)))
+            elif isinstance(request, wire.Suppose):
+                self._say(wire.Supposed(self._engine.larger(request.n_ctx)))
             else:
                 self._stream(request)
         except QwqError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qwqcli.conversation import Conversation, Turn, branch
-from qwqcli.engine.steering import RESERVE_SHARE
+from qwqcli.engine import reserved
 from qwqcli.errors import UsageError
 from qwqcli.inputs import with_attachments
 from qwqcli.messages import Message
@@ -28,7 +28,7 @@ def choices(chat: Chat) -> None:
     """Show what fills the window, and what to type to make room."""
     sizes = [(turn, tokens_of(chat, turn)) for turn in chat.talk.path() if turn.answered]
     n_ctx = chat.engine.info().n_ctx
-    left = n_ctx - min(chat.settings.budget.reserve, n_ctx // RESERVE_SHARE) - _asked(chat)
+    left = n_ctx - reserved(n_ctx, chat.settings.budget.reserve) - _asked(chat)
     if not sizes or left <= 0:
         chat.say("It is the question alone that is too long: shorten it or its files.")
         return
