@@ -17,8 +17,7 @@ from qwqcli.engine import Control, Engine, larger_for, reserved
 from qwqcli.errors import ContextFull
 from qwqcli.inputs import Asked
 from qwqcli.messages import Message, Notice
-from qwqcli.render import Reply, View, draw_reply, larger_option, ticking, tokens
-from qwqcli.trim import Cut
+from qwqcli.render import Reply, View, cut_line, draw_reply, larger_option, ticking
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Oneshot:
         return [*said, Message("user", asked.prompt)]
 
     def _size(self, asked: Asked) -> int:
-        return self.engine.count_tokens(self._messages(asked))
+        return self.engine.count_tokens(self._messages(asked), thinking=self.settings.thinks)
 
     def _trimmed(self, asked: Asked) -> tuple[Asked, list[Notice]] | None:
         """What is left of the texts, and what to say of it; None if the question is too long."""
@@ -65,7 +64,7 @@ class Oneshot:
         if cuts is None:
             return None
         said = [
-            Notice(f"[--trim oldest left out {told(cut, name)}]")
+            Notice(f"[--trim oldest left out {cut_line(cut, name)}]")
             for name, cut in zip(asked.names, cuts, strict=True)
             if cut.left_out
         ]
@@ -85,9 +84,3 @@ class Oneshot:
         """Tokens that a prompt may have."""
         n_ctx = self.engine.info().n_ctx
         return n_ctx - reserved(n_ctx, self.settings.budget.reserve)
-
-
-def told(cut: Cut, name: str) -> str:
-    """What was left out of a text: `the beginning of NAME, 1,234 tokens`."""
-    where = "all" if cut.gone else "the beginning"
-    return f"{where} of {name}, {tokens(cut.left_out)}"

@@ -36,6 +36,7 @@ from qwqcli.messages import (
     ThoughtEnd,
 )
 from qwqcli.terminal import Clock, Output, Screen, StatusLine, clip, visible
+from qwqcli.trim import Cut
 
 # --- figures -----------------------------------------------------------------------------------
 
@@ -65,6 +66,12 @@ def larger_option(larger: Larger) -> str:
     more = memory(larger.more_bytes) if larger.more_bytes > 0 else "no"
     how = f", with {larger.how}" if larger.how else ""
     return f"--ctx {larger.n_ctx} ({more} more: {'fits' if larger.fits else 'does not fit'}{how})"
+
+
+def cut_line(cut: Cut, name: str) -> str:
+    """What was left out of a text: `the beginning of NAME, 1,234 tokens`."""
+    where = "all" if cut.gone else "the beginning"
+    return f"{where} of {name}, {tokens(cut.left_out)}"
 
 
 def memory(n_bytes: int) -> str:

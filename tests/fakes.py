@@ -55,7 +55,7 @@ class ScriptedEngine:
     def info(self) -> EngineInfo:
         return EngineInfo("scripted", 4096, 32_768, 1, 1, 1, True, self.load_s, "nowhere")
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
+    def count_tokens(self, messages: Sequence[Message], *, thinking: bool = True) -> int:
         return sum(len(message.content.split()) for message in messages)
 
     def prepare(self, messages: Sequence[Message], keep: Keep | None = None) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from qwqcli.engine import EngineSpec
 from qwqcli.engine.llama import LlamaEngine
 from qwqcli.errors import ContextFull
+from qwqcli.inputs import Attachment
 from qwqcli.messages import Budget, Message, Order, Sampling
 from qwqcli.repl.room import RECALL, SUMMARY, enough
 from qwqcli.sessions import Store
@@ -47,7 +48,13 @@ def test_choices_are_told(store: Store) -> None:
     """What fills the window is named turn by turn, with what to type and what it gains."""
     table = Table(*TALK, FULL, store=store)
     prompt = table.type("first", "second", "third", "too much")
-    for told in ("901 tokens  first", "901 tokens  second", "/drop 1", "/compact", "--ctx 8192"):
+    for told in (
+        "901 tokens  first",
+        "901 tokens  second",
+        "/drop 1",
+        "/compact goes",
+        "--continue --ctx 8192 (7.8 MiB more: fits)",
+    ):
         assert told in table.text
     assert prompt.drafts[-1] == "too much"
     assert len(table.chat.talk.path()) == 3
@@ -59,6 +66,7 @@ def test_a_question_alone_that_is_too_long() -> None:
     table.type("too much")
     assert "the question alone" in table.text
     assert "/drop" not in table.text
+    assert "qwq chat --ctx" in table.text  # there is no session on disk to --continue
 
 
 def test_a_long_question_after_a_short_talk() -> None:
@@ -116,11 +124,88 @@ def test_compact(store: Store) -> None:
     assert len(store.summaries()) == 2
 
 
+def test_the_question_survives_the_summary(store: Store) -> None:
+    """What found no room comes back into the prompt, with its files, after a summary too."""
+    table = Table(("", "1"), FULL, ("", "Sum: 1."), ("", "2"), store=store)
+    table.chat.ask("first")
+    table.chat.attached = [Attachment("a.txt", "a")]
+    prompt = table.type("too much", "/compact", "too much")
+    assert prompt.drafts[2] == "too much"
+    assert "a.txt" in table.sent[-1][-1].content
+
+
 def test_compact_without_a_summary() -> None:
-    """A summary that was stopped or never came changes nothing."""
-    table = Table(("", "1"), ("only thought", ""), ("", "2"))
-    table.type("first", "/compact", "second")
-    assert [m.content for m in table.sent[2]] == ["first", "1", "second"]
+    """A summary that was stopped or never came changes nothing; the question still waits."""
+    table = Table(("", "1"), FULL, ("only thought", ""), ("", "2"))
+    prompt = table.type("first", "too much", "/compact", "second")
+    assert prompt.drafts[3] == "too much"
+    assert [m.content for m in table.sent[3]] == ["first", "1", "second"]
+
+
+def test_no_room_for_a_summary() -> None:
+    """A summary is neither advised nor tried where it does not fit itself."""
+    table = Table(("", "one " * 3060), FULL, ("", "2"))
+    table.type("first", "too much", "/compact", "second")
+    assert "/compact, a summary by the model, has no room itself" in table.text
+    assert "There is no room for a summary." in table.text
+    assert len(table.sent) == 3
+
+
+LOG = "\n".join(f"line {at}" for at in range(1500))  # 3,000 words
+
+
+def test_shorten_the_files_of_the_question(store: Store) -> None:
+    """Only as much goes as must, the question comes back, and the session stays."""
+    table = Table(("", "1"), FULL, ("", "2"), store=store)
+    table.chat.ask("first")
+    table.chat.attached = [Attachment("a.log", LOG), Attachment("b.txt", "two words")]
+    session = table.chat.session.id
+    prompt = table.type("what is it? " + "long " * 100, "/shorten", "what is it?")
+    assert "/shorten cuts the files, the oldest first, as far as needed: a.log, b.txt" in table.text
+    assert prompt.drafts[2].startswith("what is it? long")
+    assert table.chat.session.id == session
+    sent = table.sent[-1][-1].content
+    assert "tokens left out here]" in sent
+    assert "line 1499" in sent
+    assert "two words" in sent
+    assert 2900 < len(sent.split()) < 3072
+    assert "Left out: the beginning of a.log" in table.text
+
+
+def test_shorten_the_files_of_earlier_turns(store: Store) -> None:
+    """They are the oldest; the shorter talk is a new session, and the old one keeps them whole."""
+    table = Table(("", "1"), FULL, ("", "2"), store=store)
+    table.chat.ask("first", [Attachment("a.log", LOG)])
+    old = table.chat.session.id
+    prompt = table.type("word " * 200, "/shorten", "again")
+    assert prompt.drafts[2].split() == ["word"] * 200
+    assert table.chat.session.id != old
+    assert store.load(old)[1].turns[0].attachments[0].text == LOG
+    first = table.sent[-1][0].content
+    assert "tokens left out here]" in first
+    assert first.rstrip("`\n").endswith("line 1499")
+    assert store.load(table.chat.session.id)[1].path()[0].prompt == first
+
+
+def test_nothing_to_shorten() -> None:
+    """Without files, or with files that are not the trouble, that is said."""
+    table = Table(("", "one " * 3060), FULL)
+    table.type("/shorten", "first")
+    assert "no files to shorten" in table.text
+    table.chat.attached = [Attachment("a.txt", "word " * 40)]
+    table.type("word " * 100, "/shorten", "/undo", "/shorten")
+    assert "Without its files it is still too long." in table.text
+    assert table.chat.attached == [Attachment("a.txt", "word " * 40)]
+    assert "All files have room" in table.text
+
+
+def test_a_context_that_does_not_fit() -> None:
+    """What a larger context would take is told, and that there is no room for it."""
+    table = Table(FULL)
+    table.type("word " * 9000)
+    assert "qwq chat --ctx 14336 (13.7 MiB more: does not fit)" in table.text
+    table.type("word " * 40_000)
+    assert "the model was trained for 32,768 tokens" in table.text
 
 
 def test_enough_is_as_few_as_possible() -> None:

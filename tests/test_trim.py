@@ -121,6 +121,8 @@ def test_ask_tells_what_is_missing(log: Path, environ: dict[str, str]) -> None:
 
 def test_ask_trims(log: Path, environ: dict[str, str]) -> None:
     """With --trim oldest the end is asked about, and what was left out is said on stderr."""
+    _, _, err = ask(log, environ, "--trim", "oldest", "--no-think")  # its prompt is longer
+    assert "too many" not in err
     code, out, err = ask(log, environ, "--trim", "oldest", "--json")
     assert re.search(r"\[--trim oldest left out the beginning of long.log, [\d,]+ tokens\]", err)
     prompt = json.loads(out)["stats"]["prompt_tokens"]

@@ -135,8 +135,8 @@ class Engine(Protocol):
         """
         ...
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Tokens of the rendered prompt of `messages`."""
+    def count_tokens(self, messages: Sequence[Message], *, thinking: bool = True) -> int:
+        """Tokens of the prompt that `stream` makes of `messages`."""
         ...
 
     def larger(self, n_ctx: int) -> Larger | None:
@@ -157,10 +157,18 @@ def reserved(n_ctx: int, reserve: int) -> int:
 
 
 def larger_for(engine: Engine, tokens: int) -> Larger | None:
-    """The next context worth having for a prompt of so many tokens; None if the model has none."""
+    """The next context worth having for a prompt of so many tokens; None if the model has none.
+
+    Twice the present one, if that holds the prompt and fits, else no more than the prompt needs.
+    """
     info = engine.info()
-    n_ctx = -(-tokens * 3 // 2048) * 1024  # half as much again, for the reply and what follows
-    n_ctx = min(max(n_ctx, info.n_ctx + 1024), info.n_ctx_train or n_ctx)
-    if n_ctx <= info.n_ctx or tokens > n_ctx - n_ctx // RESERVE_SHARE:
-        return None
-    return engine.larger(n_ctx)
+    least = -(-tokens * 3 // 2048) * 1024  # half as much again, for the reply and what follows
+    least = max(least, info.n_ctx + 1024)
+    most = info.n_ctx_train or max(least, 2 * info.n_ctx)
+    found = None
+    for n_ctx in (min(max(least, 2 * info.n_ctx), most), min(least, most)):
+        if n_ctx > info.n_ctx and tokens <= n_ctx - n_ctx // RESERVE_SHARE:
+            found = engine.larger(n_ctx)
+        if found and found.fits:
+            break
+    return found

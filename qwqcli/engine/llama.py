@@ -124,8 +124,8 @@ class LlamaEngine:
     def info(self) -> EngineInfo:
         return self._info
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self._tokenize("".join(self._render(messages, thinking=True))))
+    def count_tokens(self, messages: Sequence[Message], *, thinking: bool = True) -> int:
+        return len(self._tokenize("".join(self._render(messages, thinking))))
 
     def larger(self, n_ctx: int) -> Larger | None:
         return None  # without a plan nothing is known of the memory

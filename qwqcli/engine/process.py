@@ -130,8 +130,8 @@ class ProcessEngine:
         """Whether all is done that `prepare` was last asked for."""
         return self._child.prepared == self._prepares
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        counted = self._asked(wire.Count(tuple(messages)))
+    def count_tokens(self, messages: Sequence[Message], *, thinking: bool = True) -> int:
+        counted = self._asked(wire.Count(tuple(messages), thinking))
         return int(counted.tokens)
 
     def larger(self, n_ctx: int) -> Larger | None:

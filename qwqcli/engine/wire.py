@@ -77,6 +77,7 @@ class Count:
     """Parent: how many tokens is the rendered prompt of these messages?"""
 
     messages: tuple[Message, ...]
+    thinking: bool = True
 
 
 @dataclass(frozen=True, slots=True)

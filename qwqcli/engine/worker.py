@@ -92,7 +92,8 @@ class Worker:
     def _answer(self, request: Any) -> None:
         try:
             if isinstance(request, wire.Count):
-                self._say(wire.Counted(self._engine.count_tokens(request.messages)))
+                counted = self._engine.count_tokens(request.messages, thinking=request.thinking)
+                self._say(wire.Counted(counted))
             elif isinstance(request, wire.Suppose):
                 self._say(wire.Supposed(self._engine.larger(request.n_ctx)))
             else:

@@ -63,8 +63,9 @@ def obey(chat: Chat, line: str) -> None:
         elif text.strip():
             files.ask(chat, text)
     except QwqError as error:
-        chat.complain(error)
-        if isinstance(error, ContextFull):
+        full = isinstance(error, ContextFull)
+        chat.complain(ContextFull(error.message) if full else error)  # the choices are its hint
+        if full:
             room.choices(chat)
 
 
@@ -134,6 +135,7 @@ COMMANDS = (
     Command("set", "[NAME [VALUE]]", "show or change a setting", window.change, settings),
     Command("context", "", "what fills the context window", window.context),
     Command("drop", "N", "go on without the oldest N turns, in a new session", room.drop),
+    Command("shorten", "", "cut attached files until the question has room", room.shorten),
     Command("compact", "", "go on with a summary, in a new session", room.compact),
     Command("exit", "", "leave", actions.leave, aliases=("quit", "bye")),
 )
