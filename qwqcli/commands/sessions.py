@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from qwqcli.sessions import Store
 
 group = typer.Typer(
-    name="sessions",
     help="What was said in chats: list, show, search, export, remove.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.add_typer(group)
+app.add_typer(group, name="sessions")
 
 Name = Annotated[
     str,

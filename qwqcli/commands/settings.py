@@ -13,12 +13,11 @@ from qwqcli.commands.complete import setting_names
 from qwqcli.terminal import Output, visible
 
 group = typer.Typer(
-    name="config",
     help="The settings: show them with where each comes from, set, edit.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.add_typer(group)
+app.add_typer(group, name="config")
 
 
 @group.command()

@@ -16,9 +16,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from qwqcli import prompts
 from qwqcli.config import Paths, Settings
 from qwqcli.conversation import Conversation
 from qwqcli.engine import Engine
@@ -33,6 +32,9 @@ from qwqcli.repl.thoughts import show_thought
 from qwqcli.repl.turns import pick, tell_resumed
 from qwqcli.sessions import Session, Store
 from qwqcli.terminal import Screen
+
+if TYPE_CHECKING:
+    from qwqcli.prompts import Library
 
 LEAVE_S = 2.0  # a second Ctrl-C on an empty line within this time leaves
 
@@ -81,7 +83,7 @@ def run_chat(
         chat = Chat(open_model, engine, settled, screen, store)
         chat.check = check
         stack.enter_context(contextlib.closing(chat))
-        chat.library = lambda: prompts.library(paths)
+        chat.library = lambda: _library(paths)
         if live:
             chat.greet()
         if found:
@@ -98,6 +100,12 @@ def run_chat(
             _connect(chat, keyboard, prompt)
         converse(chat)
         return 0 if live else chat.exit_code
+
+
+def _library(paths: Paths) -> Library:
+    from qwqcli import prompts
+
+    return prompts.library(paths)
 
 
 def _connect(chat: Chat, keyboard: Keyboard, prompt: TerminalPrompt) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from qwqcli.config import Settings, Thinking
 from qwqcli.conversation import Conversation, Turn
@@ -21,7 +22,6 @@ from qwqcli.inputs import Attachment
 from qwqcli.interrupt import interruptible
 from qwqcli.markdown import MarkdownStream
 from qwqcli.messages import Message, Order
-from qwqcli.prompts import Library
 from qwqcli.render import (
     AskView,
     ChatView,
@@ -39,7 +39,16 @@ from qwqcli.repl.record import Growing, Record
 from qwqcli.sessions import Session, Store, new_session, new_turn_id
 from qwqcli.terminal import Output, Screen, clip, visible
 
+if TYPE_CHECKING:
+    from qwqcli.prompts import Library
+
 OpenModel = Callable[[str], Engine]
+
+
+def _no_prompts() -> Library:
+    from qwqcli.prompts import Library  # with its checkers a tenth of the time to the first prompt
+
+    return Library([])
 
 
 class Chat:
@@ -68,7 +77,7 @@ class Chat:
         self.attached: list[Attachment] = []  # go with the next question
         self.edited: Turn | None = None  # whose place the next question takes
         self.draft = ""  # what the next prompt begins with
-        self.library: Callable[[], Library] = lambda: Library([])  # of prompts, for /prompt
+        self.library: Callable[[], Library] = _no_prompts  # for /prompt
         self.stats_shown = False
         self.kept_budget = settings.think_budget if settings.thinks else "auto"  # for /think on
         self.leaving = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from qwqcli import prompts
 from qwqcli.errors import UsageError
 from qwqcli.repl.chat import Chat
 
@@ -13,6 +12,8 @@ def insert(chat: Chat, argument: str) -> None:
     On a terminal it can be changed before it is sent, and variables that are still missing stand
     there as `{{name}}`. Through a pipe it is asked at once.
     """
+    from qwqcli import prompts
+
     name, _, rest = argument.partition(" ")
     if not name:
         raise UsageError("/prompt needs the name of a prompt.", "qwq prompts list")
