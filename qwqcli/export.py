@@ -1,7 +1,8 @@
 """A session as one file for people or programs: Markdown, HTML or JSON, by the file's extension.
 
 Thoughts are folded (`<details>`). All that was said is there along the path that the person is on;
-JSON holds the whole tree. In HTML nothing that a model said is markup, and nothing is fetched.
+JSON holds the whole tree. In HTML an answer's Markdown is laid out; nothing that was said is a tag
+or runs, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
+from qwqcli import markdown
 from qwqcli.conversation import Conversation, Turn
 from qwqcli.errors import UsageError
 from qwqcli.inputs import fence
@@ -61,7 +63,7 @@ def as_html(session: Session, talk: Conversation) -> str:
         if turn.reasoning.strip():
             thought = html.escape(turn.reasoning)
             parts.append(f"<details><summary>Thought</summary><pre>{thought}</pre></details>")
-        parts.append(f"<pre>{html.escape(turn.answer.strip())}</pre>")
+        parts.append(f'<div class="answer" dir="auto">\n{markdown.as_html(turn.answer)}</div>')
         parts += [f"<p>{html.escape(line)}</p>" for line in _ending(turn)]
     return _PAGE.replace("TITLE", title, 1) + "\n".join(parts) + "\n"
 
@@ -93,6 +95,10 @@ body { max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font-family: sans-s
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; unicode-bidi: plaintext; }
 .question { font-weight: bold; border-top: 1px solid; padding-top: 1rem; }
 .system, details { opacity: 0.7; }
+.answer p, .answer li, .answer td { unicode-bidi: plaintext; overflow-wrap: anywhere; }
+.answer pre { font-family: monospace; padding: 0.7rem; border: 1px solid; }
+.answer table { border-collapse: collapse; }
+.answer th, .answer td { border: 1px solid; padding: 0.2rem 0.6rem; }
 </style>
 """
 

@@ -7,6 +7,7 @@ leads. markdown-it reads, rich lays out; both are imported with the first text.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.rules_block import StateBlock
     from markdown_it.rules_inline import StateInline
+    from markdown_it.token import Token
     from markdown_it.tree import SyntaxTreeNode
     from rich.console import (
         Console,
@@ -189,6 +191,11 @@ def code_blocks(text: str) -> list[str]:
     return [t.content.rstrip("\n") for t in _parser().parse(text) if t.type in kinds]
 
 
+def as_html(text: str) -> str:
+    """Markdown as HTML. What was written as HTML stays text, and a link runs no script."""
+    return str(_parser().render(text))
+
+
 @lru_cache(maxsize=1)
 def _parser() -> MarkdownIt:
     """CommonMark with tables, where HTML and LaTeX stay text and nothing written vanishes."""
@@ -198,7 +205,14 @@ def _parser() -> MarkdownIt:
     parser.disable(["reference", "image"])
     parser.inline.ruler.before("escape", "math", _math_inline)
     parser.block.ruler.before("code", "math_block", _math_block, {"alt": ["paragraph"]})
+    parser.add_render_rule("math_block", _math_html)
     return parser
+
+
+def _math_html(
+    renderer: object, tokens: Sequence[Token], index: int, options: object, env: object
+) -> str:
+    return f"<pre>{html.escape(tokens[index].content)}</pre>\n"
 
 
 _MATH = r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?!\s)[^$\n]+?(?<!\s)\$(?!\d)"
@@ -404,7 +418,7 @@ def _append(text: Text, node: SyntaxTreeNode, style: str) -> None:
         if child.type in ("softbreak", "hardbreak"):
             text.append("\n")
         elif child.type == "code_inline":
-            text.append(visible(child.content), f"{style} bold cyan")
+            text.append(visible(child.content), f"{style} bold magenta")
         elif child.children:
             start = len(text)
             _append(text, child, style + _STYLES.get(child.type, ""))
@@ -415,13 +429,38 @@ def _append(text: Text, node: SyntaxTreeNode, style: str) -> None:
             text.append(visible(child.content), style)
 
 
+# Pygments' kinds of words. Of 16 colours only red, magenta and green can be read on black and on
+# white in the palettes of the usual terminals (a contrast of 2 or more); yellow, cyan and white
+# vanish on white, blue and grey on black.
+_CODE = {
+    ("Comment",): "italic dim",
+    ("Keyword",): "magenta",
+    ("Operator", "Word"): "magenta",
+    ("Name", "Function"): "bold",
+    ("Name", "Class"): "bold",
+    ("Name", "Decorator"): "magenta",
+    ("Name", "Tag"): "magenta",
+    ("Name", "Variable"): "red",
+    ("Literal", "String"): "green",
+    ("Generic", "Deleted"): "red",
+    ("Generic", "Inserted"): "green",
+    ("Generic", "Heading"): "bold",
+    ("Generic", "Subheading"): "bold",
+    ("Generic", "Prompt"): "bold",
+    ("Generic", "Error"): "red",
+    ("Error",): "underline",
+}
+
+
 def highlight(context: str, lines: list[str], language: str) -> list[Text]:
     """`lines` of code in colours, given the code before them."""
-    from rich.syntax import Syntax
+    from rich.style import Style
+    from rich.syntax import ANSISyntaxTheme, Syntax
 
     if not lines:
         return []
-    syntax = Syntax("", language or "text", theme="ansi_dark")
+    theme = ANSISyntaxTheme({kind: Style.parse(style) for kind, style in _CODE.items()})
+    syntax = Syntax("", language or "text", theme=theme)
     known = context.count("\n")
     code = syntax.highlight(context + "\n".join(lines)).split("\n", allow_blank=True)
     return list(code[known : known + len(lines)])

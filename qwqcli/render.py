@@ -179,6 +179,8 @@ def stop_line(reply: Reply, max_tokens: int | None) -> str:
 class View:
     """Draws one reply: one method for each kind of event. This one draws nothing."""
 
+    hint: tuple[str, ...] = ()  # the keys that act while it thinks
+
     def begin(self) -> None:
         """Before the first event, which may be long in coming."""
 
@@ -332,7 +334,6 @@ class TerminalView(View):
         self._meter = ThoughtMeter(clock)
         self._tail = Tail()
         self._unshown: list[str] = []  # of the thought, what is not in the scrollback
-        self._hint: tuple[str, ...] = ()  # the keys that act while it thinks
         self._afterwards = ""  # to be said when the reply is over
         self._live: Callable[[], None] | None = None  # draws what is going on now
         self._thought_over = False
@@ -399,7 +400,7 @@ class TerminalView(View):
         if self._status.due():
             width, count = self._status.room
             below = self._tail.rows(width, count if self._thinking == "fold" else 0)
-            self._status.draw([*self._meter.parts(), *self._hint], below)
+            self._status.draw([*self._meter.parts(), *self.hint], below)
 
     def _end_live(self, stays: str = "") -> None:
         self._live = None
@@ -474,7 +475,7 @@ class ChatView(TerminalView):
         self, screen: Screen, thinking: Thinking = "fold", max_tokens: int | None = None
     ) -> None:
         super().__init__(screen.out, screen.clock, thinking, max_tokens)
-        self._hint = ("Ctrl+N answers now", "Ctrl+O unfolds")
+        self.hint = ("Ctrl+N answers now", "Ctrl+O unfolds")
         self._markdown = MarkdownStream(screen.out, screen.clock)
 
     def loaded(self, event: Loaded) -> None:

@@ -125,6 +125,11 @@ class Output:
         except BrokenPipeError as error:
             raise ClosedPipe("The reader of our output has left.") from error
 
+    def leave(self) -> None:
+        """Before a shell writes: no live rows are left below the cursor, and it is shown."""
+        if self.live:
+            self.write("\x1b[J\x1b[?25h")
+
     def flush(self) -> None:
         self._stream.flush()
 

@@ -132,6 +132,20 @@ def test_html_is_inert() -> None:
     assert text.count("</details>") == 1
 
 
+def test_html_lays_answers_out() -> None:
+    """Markdown is laid out; tags, scripts in links, images and LaTeX stay as they were written."""
+    answer = (
+        "**133**\n\n| a |\n|---|\n| 1 |\n\n```html\n<script>x</script>\n```\n\n<script>y</script>\n"
+        "[z](javascript:z) ![i](http://x/i.png)\n\n$$\na < b_1\n$$\n"
+    )
+    turn = Turn(1, None, "Why?", (), "", answer, "end")
+    text = export.export(conversation()[0], Conversation().add(turn), ".html")
+    for drawn in ("<strong>133</strong>", "<td>1</td>", "&lt;script&gt;x", "a &lt; b_1"):
+        assert drawn in text
+    for alive in ("<script", 'href="javascript', "<img"):
+        assert alive not in text
+
+
 def test_json_holds_everything() -> None:
     """Every field of every turn can be read back."""
     session, talk = conversation()

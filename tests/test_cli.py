@@ -263,16 +263,18 @@ def test_help_imports_nothing_heavy(environ: dict[str, str]) -> None:
     assert done.stderr.decode().strip() == "[]"
 
 
-def test_ctrl_c_keeps_what_was_said(environ: dict[str, str]) -> None:
+def test_ctrl_c_keeps_what_was_said(environ: dict[str, str], smollm: Path) -> None:
     """Ctrl-C ends the reply, keeps what was said on stdout and leaves with 130."""
-    child = spawn("ask", "--stream-json", QUESTION, environ=environ)
+    # the built-in model would have ended its reply by then
+    model = ("--model", str(smollm), "--seed", "1")
+    child = spawn("ask", "--stream-json", *model, "Tell a long story.", environ=environ)
     assert child.stdin is not None
     child.stdin.close()
     assert child.stdout is not None
     lines = []
     for line in child.stdout:
         lines.append(json.loads(line))
-        if lines[-1]["type"] == "reasoning" and len(lines) > 5:
+        if lines[-1]["type"] == "answer":
             child.send_signal(signal.SIGINT)
             break
     rest = [json.loads(line) for line in child.stdout]

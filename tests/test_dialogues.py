@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -428,6 +429,13 @@ def test_set_and_context(chat: Start, columns: int) -> None:
     talk.has("temperature: 0.7")
     talk.line("/context")
     talk.has("system", "history", "free", "tokens")
+    talk.line("/help")
+    rows = talk.rows
+    at = next(at for at, row in enumerate(rows) if row.startswith("  //word ..."))
+    if columns == 20:  # no room for two columns
+        assert rows[at + 1].startswith("    send a line")
+    else:
+        assert "  send a line" in rows[at]
     talk.leave()
 
 
@@ -444,6 +452,65 @@ def test_copy_goes_through_the_terminal(chat: Start) -> None:
     talk.line("/copy code")
     talk.has("There is no code to copy.")
     talk.leave()
+
+
+# --- qwq ask -----------------------------------------------------------------------------------
+
+
+Job = Callable[..., pexpect.spawn]
+
+
+@pytest.fixture
+def ask(environ: dict[str, str], tmp_path: Path) -> Iterator[Job]:
+    """Start `qwq ask --json` on a terminal of its own; it is ended with its test."""
+    started: list[pexpect.spawn] = []
+    keep = ("QWQ_", "HF_HOME", "PATH", "HOME", "COVERAGE")
+    small = {name: value for name, value in environ.items() if name.startswith(keep)}
+    base = {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "QWQ_MODEL": "tiny"}
+
+    def start(*wrapper: str) -> pexpect.spawn:
+        argv = [*wrapper, sys.executable, "-m", "qwqcli", "ask", "--json", SUM]
+        child = pexpect.spawn(argv[0], argv[1:], cwd=str(tmp_path), env={**small, **base})
+        child.delaybeforesend = None
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.close(force=True)
+
+
+def _until(seen: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not seen():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_answer_now_in_ask(ask: Job) -> None:
+    """Ctrl+N closes the thought of `qwq ask` too; what else is typed is left for the shell."""
+    child = ask()
+    terminal = os.dup(child.fileno())
+    found = termios.tcgetattr(terminal)[6][termios.VQUIT]
+    _until(lambda: termios.tcgetattr(terminal)[6][termios.VQUIT] == b"\x0e")
+    child.send("typed ahead\x0e")
+    child.expect_exact('"thought_end": "answer_now"')
+    _until(lambda: termios.tcgetattr(terminal)[6][termios.VQUIT] == found)
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus == 0
+    os.close(terminal)
+
+
+def test_a_key_of_a_script_is_not_taken(ask: Job) -> None:
+    """A job of several processes would all get the signal: there the key stays what it was."""
+    child = ask("sh", "-c", '"$@"; true', "sh")
+    changed = []
+    while child.isalive():
+        changed.append(termios.tcgetattr(child.fileno())[6][termios.VQUIT] == b"\x0e")
+        time.sleep(0.02)
+    assert not any(changed)
+    child.expect_exact('"thought_end": "closed"')
 
 
 # --- manners -----------------------------------------------------------------------------------

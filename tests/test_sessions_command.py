@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,11 @@ def test_the_shell_completes(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert complete.session_names("su") == ["sums"]
+    with closing(Store(config.paths(environ).sessions)) as store:
+        store.save(replace(session, name="数学"), None, [])
+        assert complete.session_names("数") == ["数学"]
+        store.save(replace(session, name="my sums"), None, [])
+        assert complete.session_names("") == [session.id]  # a shell would see two words
     models = config.paths(environ).data / "models"
     models.mkdir()
     (models / "x-1.json").write_text('{"name": "team/QwQ:Q4_K_M"}')

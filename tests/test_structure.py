@@ -46,6 +46,7 @@ def test_imports_have_no_cycle() -> None:
 
 OWNERS = {
     "llama_cpp": {"engine.native"},
+    "colorama": {"__main__"},
     "jinja2": {"template"},
     "yaml": {"yaml_file"},
     "jsonschema": {"checkers.structured"},

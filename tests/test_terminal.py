@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,3 +212,18 @@ def test_no_color(start: Start) -> None:
         (cell.fg, cell.bg) for row in terminal.emulator.buffer.values() for cell in row.values()
     }
     assert colours == {("default", "default")}
+
+
+def test_the_chat_imports_nothing_that_windows_lacks() -> None:
+    """No module of ours on the way to a chat or a reply needs what only Unix has."""
+    script = (
+        "import asyncio, multiprocessing, sqlite3, subprocess, sys, webbrowser\n"
+        "import jinja2.sandbox, numpy, platformdirs, typer, yaml\n"
+        "for name in ('termios', 'tty', 'pty', 'fcntl', 'resource', 'pwd', 'grp'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.platform, subprocess.CREATE_NEW_PROCESS_GROUP = 'win32', 512\n"
+        "import qwqcli.cli, qwqcli.repl, qwqcli.engine.process, qwqcli.engine.worker\n"
+        "print('ok')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "ok\n", done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
+import pyte
 import pytest
 from pseudo_terminal import ROOT, Terminal
 
@@ -281,6 +283,7 @@ def modes(shell: pexpect.spawn) -> str:
 def test_suspend_and_resume(shell: pexpect.spawn, moment: str) -> None:
     """Ctrl-Z gives the shell its terminal as it was, and `fg` goes on where it stopped."""
     before = modes(shell)
+    shell.logfile_read = io.BytesIO()
     shell.sendline(f"{sys.executable} -m tests.fakes")
     shell.expect_exact("Ctrl-D leaves.")
     if moment == "while it thinks":
@@ -291,6 +294,11 @@ def test_suspend_and_resume(shell: pexpect.spawn, moment: str) -> None:
     shell.send(CTRL_Z)
     shell.expect_exact("Stopped")
     shell.expect_exact("$ ")
+    screen = pyte.Screen(80, 24)
+    pyte.ByteStream(screen).feed(shell.logfile_read.getvalue())
+    rows = "\n".join(screen.display).rstrip().split("\n")
+    assert rows[-1] == "$"  # nothing of the thought stands below or in the shell's line
+    assert "w1 w2" not in rows[-2]
     assert modes(shell) == before
     shell.sendline("fg")
     if moment == "at the prompt":
@@ -303,7 +311,8 @@ def test_suspend_and_resume(shell: pexpect.spawn, moment: str) -> None:
     assert modes(shell) == before
 
 
-def test_terminated_while_it_thinks(shell: pexpect.spawn) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+def test_terminated_while_it_thinks(shell: pexpect.spawn, number: int) -> None:
     """Ended by a signal, it leaves a terminal that echoes and has its cursor."""
     before = modes(shell)
     shell.sendline(f"{sys.executable} -m tests.fakes & echo pid=$!; fg")
@@ -313,7 +322,7 @@ def test_terminated_while_it_thinks(shell: pexpect.spawn) -> None:
     time.sleep(0.3)
     shell.send("Q\r")
     shell.expect_exact("Thinking")
-    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, number)
     shell.expect_exact("\x1b[?25h")
     shell.expect_exact("$ ")
     assert modes(shell) == before

@@ -16,8 +16,9 @@ from qwqcli.errors import ContextFull, EngineError, QwqError
 from qwqcli.messages import Answer, Done, Message, Reasoning, Stats
 from qwqcli.repl import Opening, run_chat
 from qwqcli.repl.record import EVERY_S, Growing, Record, open_store
+from qwqcli.repl.turns import pick
 from qwqcli.sessions import Store, new_session, new_turn_id
-from qwqcli.terminal import Screen
+from qwqcli.terminal import Screen, cells
 from tests.chat_table import Table
 from tests.fakes import Clock, ScriptedEngine
 
@@ -357,3 +358,13 @@ def test_engine_prepares_for_what_comes_next() -> None:
         assert sent[:-1] in engine.prepared
     assert [m.content for m in engine.prepared[5]] == ["one", "1"]
     assert [m.content for m in engine.prepared[-2]] == ["Be brief."]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_a_session_to_choose_is_a_row(store: Store, width: int) -> None:
+    """However wide its first question is, each session stands in one row of the window."""
+    Table(store=store).type("草莓里有几个字母？" * 20)
+    rows: list[str] = []
+    assert pick(store, rows.append, lambda question: "", width) == store.latest()
+    assert len(rows) == 1
+    assert cells(rows[0]) < max(width, 31)

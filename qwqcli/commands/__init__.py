@@ -19,6 +19,7 @@ from qwqcli import catalog, config, quants
 from qwqcli.commands.complete import model_names
 from qwqcli.errors import UsageError
 from qwqcli.gguf import read_file_header
+from qwqcli.terminal import visible
 
 app = typer.Typer(
     name="qwq",
@@ -131,3 +132,17 @@ def check_model(
         )
     catalog.used(ref, environ)
     return ref
+
+
+def confirm(env: Env, question: str, without: str) -> None:
+    """Go on only if the person says yes to a removal. `without` is the command that does not ask.
+
+    Raises UsageError where nobody can be asked.
+    """
+    if not env.stdin.isatty():
+        raise UsageError("Nobody is there to be asked.", without)
+    env.stderr.write(visible(f"{question} [y/N] "))
+    env.stderr.flush()
+    if env.stdin.readline().strip().lower() not in ("y", "yes"):
+        env.stderr.write("Nothing was removed.\n")
+        raise typer.Exit(1)

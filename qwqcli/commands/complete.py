@@ -6,14 +6,17 @@ Whatever goes wrong here, the shell gets no offers rather than an error in the m
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import fields
 
 from qwqcli import catalog, config, quants
 from qwqcli.errors import QwqError
 
+_ONE_WORD = r"[\w@%+=:,./-]+"  # to a shell
+
 
 def session_names(incomplete: str) -> list[str]:
-    """Names of sessions, and ids of those without."""
+    """Names of sessions; ids of those without, or with a name that a shell would take apart."""
     from qwqcli.sessions import Store
 
     path = config.paths(os.environ).sessions
@@ -23,8 +26,9 @@ def session_names(incomplete: str) -> list[str]:
         store = Store(path)
     except QwqError:
         return []
-    names = [summary.session.name or summary.session.id for summary in store.summaries()]
+    sessions = [summary.session for summary in store.summaries()]
     store.close()
+    names = [s.name if re.fullmatch(_ONE_WORD, s.name) else s.id for s in sessions]
     return [name for name in names if name.startswith(incomplete)]
 
 

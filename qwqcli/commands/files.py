@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwqcli import catalog, config
-from qwqcli.commands import Env, app, complete
+from qwqcli.commands import Env, app, complete, confirm
 from qwqcli.errors import INTERRUPTED, NoRoom, UsageError
 from qwqcli.interrupt import only_once
 from qwqcli.terminal import Screen, visible
@@ -162,7 +162,7 @@ def rm(
     found, left = hub.find(model), hub.unfinished(model)
     if found is not None:
         if found.ours and not yes:
-            _confirm(env, screen, f"Remove {found.name}, {size(found.size)}?", f"qwq rm {model} -y")
+            confirm(env, f"Remove {found.name}, {size(found.size)}?", f"qwq rm {model} -y")
         gone = hub.remove(found)
         screen.out.write(f"Removed {visible(found.name)}: {size(gone.freed)} freed.\n")
         for path in gone.stays:
@@ -171,7 +171,7 @@ def rm(
         bytes_here = sum(item.done for item in left)
         question = f"Remove the unfinished pull of {model}, {size(bytes_here)}?"
         if not yes:
-            _confirm(env, screen, question, f"qwq rm {model} -y")
+            confirm(env, question, f"qwq rm {model} -y")
         freed = sum(hub.discard(item) for item in left)
         screen.out.write(f"Removed the unfinished pull of {visible(model)}: {size(freed)} freed.\n")
     else:
@@ -240,13 +240,3 @@ def _agreed(chosen: str, offers: dict[str, Offer], env: Env, screen: Screen) -> 
         if word in ("", "n", "no"):
             screen.err.write("Nothing was downloaded.\n")
             raise typer.Exit(1)
-
-
-def _confirm(env: Env, screen: Screen, question: str, without: str) -> None:
-    """Go on only if the person says yes. Raises UsageError where nobody can be asked."""
-    if not env.stdin.isatty():
-        raise UsageError("Nobody is there to be asked.", without)
-    screen.err.write(visible(f"{question} [y/N] "))
-    if env.stdin.readline().strip().lower() not in ("y", "yes"):
-        screen.err.write("Nothing was removed.\n")
-        raise typer.Exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwqcli import config
-from qwqcli.commands import Env, app
+from qwqcli.commands import Env, app, confirm
 from qwqcli.commands.complete import session_names
 from qwqcli.errors import UsageError
 from qwqcli.terminal import Output, visible
@@ -143,23 +144,14 @@ def rm(
         known = {summary.session.id: summary for summary in store.summaries()}
         ids = list(dict.fromkeys(store.find(session) for session in sessions))
         env.stderr.write("".join(visible(line(known[id])) + "\n" for id in ids))
-        if not yes and not _agreed(env, len(ids)):
-            raise typer.Exit(1)
+        if not yes:
+            what = "this session" if len(ids) == 1 else f"these {len(ids)} sessions"
+            confirm(env, f"Remove {what}?", f"qwq sessions rm {shlex.join(sessions)} -y")
         for id in ids:
             _, talk = store.load(id)
             forget(config.paths(env.environ).input_history, [t.question for t in talk.turns])
             if not store.remove(id):
                 env.stderr.write("Another qwq is reading; its log is emptied when that ends.\n")
-
-
-def _agreed(env: Env, count: int) -> bool:
-    if not env.stdin.isatty():
-        raise UsageError("Nobody is there to ask.", "qwq sessions rm --yes NAME")
-    env.stderr.write(
-        f"Remove {'this session' if count == 1 else f'these {count} sessions'}? [y/N] "
-    )
-    env.stderr.flush()
-    return env.stdin.readline().strip().lower() in ("y", "yes")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -37,9 +38,10 @@ from qwqcli.commands import (
     complete,
     settings_of,
 )  # fmt: skip
+from qwqcli.engine import Control
 from qwqcli.engine.process import ProcessEngine, open_engine
 from qwqcli.errors import UsageError
-from qwqcli.interrupt import interruptible
+from qwqcli.interrupt import alone, answer_key, interruptible, orderly
 from qwqcli.terminal import Screen
 
 
@@ -95,21 +97,35 @@ def ask(
     asked = read_asked(words or [], env.piped, file or [])
     screen = Screen(env.stdout, env.stderr, env.environ)
     ref = check_model(settings, force, env.environ)
+    ours = alone(env.stdin, env.stdout, env.stderr)
 
     def view() -> render.View:
         if stream_json:
             return render.StreamJsonView(screen, ref.name)
+        drawn: render.View = render.AskView(screen, settings.thinking, settings.max_tokens)
         if json:
-            return render.JsonView(screen, ref.name)
-        return render.AskView(screen, settings.thinking, settings.max_tokens)
+            drawn = render.JsonView(screen, ref.name)
+        drawn.hint = ("Ctrl+N answers now",) if ours else ()
+        return drawn
 
     engine = open_engine(ref.path, settings, config.paths(env.environ).cache)
-    with contextlib.closing(engine), interruptible(twice_leaves=True) as pressed:
+    with contextlib.closing(engine), _keys(env, ours, screen.err.leave) as pressed:
         reply = Oneshot(engine, settings, view, pressed).ask(asked, trim=trim == "oldest")
         if stats:
             screen.err.write(render.stats_line(reply.stats) + "\n")
             screen.err.write(engine.info().placement + "\n")
     raise typer.Exit(reply.exit_code)
+
+
+@contextlib.contextmanager
+def _keys(env: Env, ours: bool, leave: Callable[[], None]) -> Iterator[Control]:
+    """Ctrl-C, Ctrl-Z, and Ctrl-N where it can be ours; `leave` is called before a suspension."""
+    with interruptible(twice_leaves=True) as pressed, orderly(leave, lambda: None):
+        if not ours:
+            yield pressed
+            return
+        with answer_key(env.stdin, pressed, leave) as control:
+            yield control
 
 
 @app.command()

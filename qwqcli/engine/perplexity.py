@@ -110,7 +110,7 @@ def _child(job: Job, stop: Callable[[], object]) -> Generator[Progress, None, Su
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
+        **pipes.APART,
         env={**os.environ, "GGML_NO_BACKTRACE": "1"},
     )
     assert process.stdin is not None

@@ -22,6 +22,13 @@ Say = Callable[[dict[str, Any]], None]
 
 CLOSE_S = 2.0  # how long a child may take to leave before it is killed
 
+# how a child is started that the terminal's Ctrl-C must not reach: it is for the parent alone
+APART: dict[str, Any]
+if sys.platform == "win32":
+    APART = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+else:
+    APART = {"start_new_session": True}
+
 
 class Pipes:
     """The parent's side. Not for use from more than one thread."""
@@ -34,7 +41,7 @@ class Pipes:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
+            **APART,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwqcli.engine.pipes import answers
+from qwqcli.engine.pipes import APART, answers
 from qwqcli.errors import QwqError
 from qwqcli.hardware import abandon
 
@@ -39,7 +39,7 @@ class Probe:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-            start_new_session=True,
+            **APART,
         )
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()

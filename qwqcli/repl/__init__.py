@@ -123,7 +123,8 @@ def _found(store: Store, opening: Opening, screen: Screen, ask: Callable[[str], 
     """The session to go on with, if one is wanted and there is one."""
     id = store.latest() if opening.latest else None
     if opening.resume == "":
-        id = pick(store, lambda text: show_note(text, screen.out), ask)
+        say, width = (lambda text: show_note(text, screen.out)), screen.out.size()[0]
+        id = pick(store, say, ask, width)
     elif opening.resume:
         id = store.find(opening.resume)
     return None if id is None else store.load(id)

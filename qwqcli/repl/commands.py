@@ -85,13 +85,17 @@ def find_command(name: str) -> Command:
 def _help(chat: Chat, argument: str) -> None:
     rows = [(f"/{c.name} {c.argument}".rstrip(), c.help) for c in COMMANDS]
     rows += KEYS
+    width = chat.screen.out.size()[0] - 1
     wide = max(len(left) for left, _ in rows)
-    room = chat.screen.out.size()[0] - wide - 4
+    beside = width - wide >= 24
     for left, right in rows:
-        # where the columns do not fit side by side, the terminal breaks the lines as it likes
-        first, *rest = textwrap.wrap(right, room) if room > 10 else [right]
-        chat.screen.out.write(f"  {left:{wide}}  {first}\n")
-        chat.screen.out.write("".join(f"  {'':{wide}}  {line}\n" for line in rest))
+        lines = textwrap.wrap(right, max(width - (wide + 4 if beside else 4), 8))
+        lines = [f"{'':{wide + 4 if beside else 4}}{line}" for line in lines]
+        if beside:
+            lines[0] = f"  {left:{wide}}  {lines[0].lstrip()}"
+        else:  # below one another where the window has no room for two columns
+            lines.insert(0, f"  {left}")
+        chat.screen.out.write("".join(f"{line}\n" for line in lines))
 
 
 COMMANDS = (

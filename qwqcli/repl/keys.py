@@ -10,14 +10,13 @@ Limits: without termios (Windows) only Ctrl-C acts during a reply; the console k
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from qwqcli.engine import Control
-from qwqcli.interrupt import interruptible
+from qwqcli.interrupt import interruptible, orderly
 from qwqcli.messages import Order
 from qwqcli.terminal import Output
 
@@ -53,17 +52,12 @@ class Keyboard:
             yield
             return
         self._found = termios.tcgetattr(self._fd)
-        before = {
-            signal.SIGTSTP: signal.signal(signal.SIGTSTP, self._suspend),
-            signal.SIGTERM: signal.signal(signal.SIGTERM, _leave),
-        }
-        try:
-            self._hush()
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self._give_back()
+        with orderly(self._suspend, self._go_on):
+            try:
+                self._hush()
+                yield
+            finally:
+                self._give_back()
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
@@ -114,17 +108,12 @@ class Keyboard:
         if sys.platform != "win32":
             termios.tcsetattr(self._fd, termios.TCSANOW, self._found)
 
-    def _suspend(self, signum: int, frame: object) -> None:
-        """Ctrl-Z: leave the terminal as it was found, stop, and come back where we were."""
+    def _suspend(self) -> None:
         self._give_back()
-        self._out.write("\x1b[?25h" + PASTE_OFF)
-        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, handler)  # here it goes on after `fg`
+        self._out.leave()
+        self._out.write(PASTE_OFF)
+
+    def _go_on(self) -> None:
         self._hush()
         if self._in_reply:
             self._out.write(PASTE_ON)
-
-
-def _leave(signum: int, frame: object) -> None:
-    raise SystemExit(128 + signum)

@@ -10,6 +10,7 @@ from qwqcli.conversation import Turn, branch
 from qwqcli.errors import UsageError
 from qwqcli.repl.chat import Chat
 from qwqcli.sessions import Store, Summary, new_session, new_turn_id
+from qwqcli.terminal import clip
 
 LISTED = 20  # sessions that the picker shows
 
@@ -93,7 +94,8 @@ def name(chat: Chat, argument: str) -> None:
 def resume(chat: Chat, argument: str) -> None:
     """Go on with another session."""
     store = chat.record.store
-    id = store.find(argument) if argument else pick(store, chat.say, chat.prompt.ask)
+    width = chat.screen.out.size()[0]
+    id = store.find(argument) if argument else pick(store, chat.say, chat.prompt.ask, width)
     chat.begin(*store.load(id))
     tell_resumed(chat)
 
@@ -108,13 +110,16 @@ def tell_resumed(chat: Chat) -> None:
     chat.show_last()
 
 
-def pick(store: Store, say: Callable[[str], None], ask: Callable[[str], str]) -> str:
-    """Let the person choose a session by its number; returns its id. Raises UsageError."""
+def pick(store: Store, say: Callable[[str], None], ask: Callable[[str], str], width: int) -> str:
+    """Let the person choose a session by its number; returns its id. Raises UsageError.
+
+    Each stands in one row of a window of `width` cells.
+    """
     summaries = store.summaries(LISTED)
     if not summaries:
         raise UsageError("There are no sessions yet.", "qwq chat")
     for at, summary in enumerate(summaries, 1):
-        say(f"{at:3}  {line(summary)}")
+        say(clip(f"{at:3}  {line(summary)}", max(width - 1, 30)))
     answer = ask("Which one? [1] ").strip() or "1"
     return summaries[number(answer, len(summaries), "/resume") - 1].session.id
 
@@ -123,7 +128,8 @@ def line(summary: Summary) -> str:
     """A session in one line."""
     when = datetime.fromtimestamp(summary.changed).strftime("%Y-%m-%d %H:%M")
     title = summary.session.name or " ".join(summary.first.split())[:50]
-    return f"{summary.session.id}  {when}  {summary.turns:3} turns  {title}"
+    turns = f"{summary.turns:3} turn{' ' if summary.turns == 1 else 's'}"
+    return f"{summary.session.id}  {when}  {turns}  {title}"
 
 
 def number(text: str, most: int, command: str) -> int:
