@@ -429,8 +429,8 @@ def test_set_and_context(chat: Start, columns: int) -> None:
     talk.has("temperature: 0.7")
     talk.line("/context")
     talk.has("system", "history", "free", "tokens")
-    talk.line("/help")
-    rows = talk.rows
+    talk.keys("/help" + ENTER)
+    rows = talk.see(lambda rows: rows[-1] == ">" and "//word" in "".join(rows))
     at = next(at for at, row in enumerate(rows) if row.startswith("  //word ..."))
     if columns == 20:  # no room for two columns
         assert rows[at + 1].startswith("    send a line")

@@ -192,7 +192,7 @@ def test_resume_shows_where_the_conversation_stands(store: Store) -> None:
     table.type("/resume", "2", "And now?")
     assert said(table, 0) == ["What is 2+2?", "It is **4**.", "And now?"]
     assert "2 turns  sums" not in table.text
-    assert "1 turns  sums" in table.text
+    assert "1 turn   sums" in table.text
     assert "> What is 2+2?" in table.text
     table.type("/resume 1l", "/resume absent", "/resume", "7")
     assert "There is no session '1l'." in table.text
