@@ -83,7 +83,8 @@ def stats_line(stats: Stats, dot: str = " · ") -> str:
     """The figures of one reply in one line; what was not measured is left out."""
     prompt = f"prompt {tokens(stats.prompt_tokens)}"
     if stats.reused_tokens:
-        prompt += f" ({stats.reused_tokens:,} reused)"
+        processed = stats.prompt_tokens - stats.reused_tokens
+        prompt += f" ({stats.reused_tokens:,} reused, {processed:,} processed)"
     if stats.prompt_tps is not None:
         prompt += f" at {rate(stats.prompt_tps)}"
     parts = [prompt]

@@ -183,7 +183,7 @@ def test_stats() -> None:
     table.type("one")
     assert "prompt 31 tokens" not in table.text
     table.type("/stats", "two", "/stats")
-    assert table.text.count("prompt 31 tokens (12 reused) at 190 t/s") == 3
+    assert table.text.count("prompt 31 tokens (12 reused, 19 processed) at 190 t/s") == 3
 
 
 def test_system() -> None:

@@ -12,7 +12,17 @@ from qwqcli.engine import EngineSpec
 from qwqcli.engine.llama import LlamaEngine
 from qwqcli.errors import ContextFull
 from qwqcli.inputs import Attachment
-from qwqcli.messages import Budget, Message, Order, Sampling
+from qwqcli.messages import (
+    Answer,
+    Budget,
+    Done,
+    Message,
+    Order,
+    Reasoning,
+    Room,
+    Sampling,
+    Stats,
+)
 from qwqcli.repl.room import RECALL, SUMMARY, enough
 from qwqcli.sessions import Store
 from tests.chat_table import Table
@@ -214,3 +224,24 @@ def test_enough_is_as_few_as_possible() -> None:
     assert enough([10, 20, 30], 49) == 2
     assert enough([10, 20, 30], 0) == 3
     assert enough([10], 100) == 1
+
+
+def test_status_line() -> None:
+    """What is used, reused and free stands below the prompt, once it is known."""
+    script = [Room(4096, 31), Reasoning("hm", 5, "closed"), Answer("4", 2)]
+    table = Table([*script, Done("end", Stats(31, 12, 5, 2))], ("", "?"))
+    assert table.chat.status == ""
+    table.type("2 + 2?")
+    assert table.chat.status == "33 used · 12 reused · 4,063 free · of 4,096 tokens"
+    table.type("/clear")
+    assert table.chat.status == ""
+    table.type("/model scripted", "2 + 2?")
+    assert table.chat.status == ""
+
+
+def test_context_tells_what_was_reused() -> None:
+    """/context shows used and free by what fills them, and how much of the last prompt was new."""
+    table = Table(("", "one two three"))
+    table.type("first one", "/context")
+    assert "5 of 4,096 tokens are used" in table.text
+    assert "Of the 31 tokens of the last prompt 12 were reused from the cache, 19" in table.text

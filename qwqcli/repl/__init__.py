@@ -114,6 +114,7 @@ def _connect(chat: Chat, keyboard: Keyboard, prompt: TerminalPrompt) -> None:
     chat.keys = lambda fold: keyboard.during_reply(prompt.pressed, fold)
     chat.lend = keyboard.lent
     prompt.show_thought = lambda: show_thought(chat)
+    prompt.status = lambda: chat.status
 
 
 Found = tuple[Session, Conversation] | None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from qwqcli.errors import ContextFull, QwqError
 from qwqcli.inputs import Attachment
 from qwqcli.interrupt import interruptible
 from qwqcli.markdown import MarkdownStream
-from qwqcli.messages import Message, Order
+from qwqcli.messages import Event, Message, Order, Room, Stats
 from qwqcli.render import (
     AskView,
     ChatView,
@@ -32,6 +32,7 @@ from qwqcli.render import (
     show_note,
     stats_line,
     ticking,
+    tokens,
 )
 from qwqcli.repl.keys import KeysDuringReply, only_interrupt
 from qwqcli.repl.prompt import NoPrompt, Prompt
@@ -81,6 +82,7 @@ class Chat:
         self.stats_shown = False
         self.kept_budget = settings.think_budget if settings.thinks else "auto"  # for /think on
         self.leaving = False
+        self.n_ctx = 0  # tokens of the window, once a reply has told
         self.exit_code = 0  # of the last error, for those who chat through a pipe
         self.engine = engine
         self.check: Callable[[Settings], None] = lambda settings: None  # refuses what is senseless
@@ -127,6 +129,17 @@ class Chat:
     def last(self) -> Turn | None:
         """The turn that the person is at."""
         return self.talk.last
+
+    @property
+    def status(self) -> str:
+        """The window after the last reply in one line; empty as long as nothing is known of it."""
+        stats = self.last.stats if self.last else Stats()
+        if not (self.n_ctx and stats.prompt_tokens):
+            return ""
+        used = stats.prompt_tokens + stats.answer_tokens  # a thought is not sent again
+        free = max(self.n_ctx - used, 0)
+        parts = [f"{used:,} used", f"{stats.reused_tokens:,} reused", f"{free:,} free"]
+        return self.screen.out.symbols.dot.join([*parts, f"of {tokens(self.n_ctx)}"])
 
     @property
     def _side(self) -> Output:
@@ -213,7 +226,13 @@ class Chat:
                 thinking=self.settings.thinks,
                 budget=self.settings.budget,
             )
-            return draw_reply(growing.watch(events), view)
+            return draw_reply(growing.watch(self._noted(events)), view)
+
+    def _noted(self, events: Iterable[Event]) -> Iterator[Event]:
+        for event in events:
+            if isinstance(event, Room):
+                self.n_ctx = event.context
+            yield event
 
     def _fold(self, view: View) -> None:
         """Ctrl+O: from now on fold thoughts that were shown, show those that were folded."""
@@ -248,6 +267,7 @@ class Chat:
             except QwqError:
                 self.engine = self._open_model(old)
                 raise
+        self.n_ctx = 0
         self.settings = replace(self.settings, model=name)
         self.session = replace(self.session, model=name)
         self.save()

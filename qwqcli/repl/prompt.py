@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from qwqcli import atomic
 from qwqcli.errors import UsageError
-from qwqcli.terminal import Output, visible
+from qwqcli.terminal import Output, clip, visible
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -153,6 +153,7 @@ class TerminalPrompt:
         from prompt_toolkit.application.current import get_app
         from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
         from prompt_toolkit.filters import Condition
+        from prompt_toolkit.styles import Style
 
         self._say = say
         self._offers = complete
@@ -160,6 +161,7 @@ class TerminalPrompt:
         self._trouble: OSError | None = None
         self._pastes = Pastes()
         self.show_thought: Callable[[], None] = lambda: None  # what Ctrl+O does
+        self.status: Callable[[], str] = lambda: ""  # what stands below the line
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
@@ -176,12 +178,15 @@ class TerminalPrompt:
             tempfile_suffix=".md",
             key_bindings=self._bindings(),
             enable_suspend=True,
+            style=Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"}),
         )
 
     def read(self, default: str = "") -> str:
         if self._trouble:
             self._say(f"What you type is not kept on disk: {self._trouble}.")
             self._trouble = None
+        status = clip(self.status(), os.get_terminal_size().columns - 1)
+        self._session.bottom_toolbar = status or None
         return self._session.prompt(default=self._pastes.fold(default))
 
     def ask(self, question: str) -> str:

@@ -55,10 +55,16 @@ def context(chat: Chat, argument: str) -> None:
     chat.say(_bar(list(parts.values()), n_ctx))
     for (name, count), mark in zip(parts.items(), MARKS, strict=True):
         chat.say(f"  {mark} {name:12} {count:9,} tokens  {100 * count / n_ctx:5.1f} %")
-    chat.say(f"of {tokens(n_ctx)}; a reply, thought and all, must fit into what is free.")
+    used = sum(parts.values()) - parts["free"]
+    chat.say(
+        f"{used:,} of {tokens(n_ctx)} are used; a reply, thought and all, must fit into the rest."
+    )
     if chat.last and (sent := chat.last.stats.prompt_tokens):
         reused = chat.last.stats.reused_tokens
-        chat.say(f"The last question found {reused:,} of its {sent:,} tokens in the cache.")
+        chat.say(
+            f"Of the {tokens(sent)} of the last prompt {reused:,} were reused from the cache,"
+            f" {sent - reused:,} processed."
+        )
 
 
 MARKS = ("S", "H", "F", "+", ".")
