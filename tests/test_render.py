@@ -399,8 +399,8 @@ def test_a_notice_stands_on_its_own_line() -> None:
 def test_stats_line() -> None:
     """All figures of a reply stand in one line."""
     assert stats_line(STATS) == (
-        "prompt 31 tokens (12 reused, 19 processed) at 210 t/s · thought 310 · answer 42 tokens at 25.8 t/s"
-        " · first token 0.21 s · answer after 12.3 s"
+        "prompt 31 tokens (12 reused, 19 processed) at 210 t/s · thought 310"
+        " · answer 42 tokens at 25.8 t/s · first token 0.21 s · answer after 12.3 s"
     )
 
 

@@ -197,6 +197,18 @@ def test_shorten_the_files_of_earlier_turns(store: Store) -> None:
     assert store.load(table.chat.session.id)[1].path()[0].prompt == first
 
 
+def test_a_file_comes_back_once(tmp_path: Path) -> None:
+    """A question that mentions its file is sent again with the file as it was shortened."""
+    (tmp_path / "a.log").write_text(LOG + LOG)
+    table = Table(FULL, ("", "2"))
+    question = f"@{tmp_path / 'a.log'} what?"
+    prompt = table.type(question, "/shorten", question)
+    assert prompt.drafts[2] == question
+    sent = table.sent[-1][-1].content
+    assert sent.count("a.log:") == 1
+    assert len(sent.split()) < 3072
+
+
 def test_nothing_to_shorten() -> None:
     """Without files, or with files that are not the trouble, that is said."""
     table = Table(("", "one " * 3060), FULL)
@@ -232,11 +244,11 @@ def test_status_line() -> None:
     table = Table([*script, Done("end", Stats(31, 12, 5, 2))], ("", "?"))
     assert table.chat.status == ""
     table.type("2 + 2?")
-    assert table.chat.status == "33 used · 12 reused · 4,063 free · of 4,096 tokens"
+    assert table.chat.status == "33 used · 12 reused · 4,063 free of 4,096 tokens"
     table.type("/clear")
     assert table.chat.status == ""
-    table.type("/model scripted", "2 + 2?")
-    assert table.chat.status == ""
+    table.type("2 + 2?", "/model scripted")
+    assert (table.chat.n_ctx, table.chat.status) == (0, "")
 
 
 def test_context_tells_what_was_reused() -> None:

@@ -138,8 +138,8 @@ class Chat:
             return ""
         used = stats.prompt_tokens + stats.answer_tokens  # a thought is not sent again
         free = max(self.n_ctx - used, 0)
-        parts = [f"{used:,} used", f"{stats.reused_tokens:,} reused", f"{free:,} free"]
-        return self.screen.out.symbols.dot.join([*parts, f"of {tokens(self.n_ctx)}"])
+        parts = [f"{used:,} used", f"{stats.reused_tokens:,} reused"]
+        return self.screen.out.symbols.dot.join([*parts, f"{free:,} free of {tokens(self.n_ctx)}"])
 
     @property
     def _side(self) -> Output:

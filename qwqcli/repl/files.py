@@ -38,6 +38,8 @@ def attach(chat: Chat, argument: str) -> None:
 def ask(chat: Chat, text: str) -> None:
     """Send a question, with the files that it mentions as @path."""
     found, missing = mentioned(text)
+    # a question that comes back into the prompt has its files already, maybe shortened
+    found = [file for file in found if file.name not in {had.name for had in chat.attached}]
     for word in missing:
         chat.say(f"[@{word} is no file: sent as text]")
     if found:

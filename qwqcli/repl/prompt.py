@@ -185,7 +185,7 @@ class TerminalPrompt:
         if self._trouble:
             self._say(f"What you type is not kept on disk: {self._trouble}.")
             self._trouble = None
-        status = clip(self.status(), os.get_terminal_size().columns - 1)
+        status = clip(self.status(), shutil.get_terminal_size().columns - 1)
         self._session.bottom_toolbar = status or None
         return self._session.prompt(default=self._pastes.fold(default))
 
