@@ -2,6 +2,7 @@
 
     python benchmarks/second_turn.py [--llama-server PATH] [--model FILE] [--rounds 2] [--threads N]
                                      [--trace 3000] [--answer 600] [--read 10] [--session 6000]
+    python benchmarks/second_turn.py --qwq-layers 2 ...   # QwQ-32B's shape, of so many layers
 
 A first turn of a short question, a thought of --trace tokens and an answer of --answer tokens is in
 the cache; it is put there as a prompt, because generating it would take minutes and leaves the
@@ -11,6 +12,9 @@ only the question is processed; all others process the answer as well.
 
 Then a session of --session tokens is left and gone on with in a new process, from its pages on disk
 and without them. Last, the CPU time of an engine that has nothing left to prepare.
+
+A file in QwQ-32B's shape has zero weights and is sparse: it takes no disk, and a token costs what
+it costs in a model of so many layers. Its vocabulary has no words: each letter is a token.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from typing import Any
 
 from common import report, smollm
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
 from qwqcli.engine import EngineSpec, Keep, selfcheck
 from qwqcli.engine.process import ProcessEngine
 from qwqcli.messages import Answer, Message, Reasoning, Sampling
@@ -45,9 +51,11 @@ def first(number: int) -> Message:
     return Message("user", f"How many lighthouses does coast {number} have?")
 
 
-def text(tokens: int) -> str:
-    """About so many tokens: each of these words is one in common vocabularies."""
+def text(tokens: int, letters: bool = False) -> str:
+    """About so many tokens: each of these words is one in common vocabularies; or each letter."""
     words = LINE.split()
+    if letters:
+        return (LINE * (tokens // len(LINE) + 1))[:tokens]
     return " ".join(words[at % len(words)] for at in range(tokens))
 
 
@@ -133,7 +141,8 @@ def child(spec: EngineSpec, cache: Path) -> Iterator[ProcessEngine]:
 
 def second_turn(spec: EngineSpec, cache: Path, args: argparse.Namespace) -> None:
     """Turns of all ways, and the ratios of each to the prepared one."""
-    trace, answer = text(args.trace), text(args.answer)
+    letters = bool(args.qwq_layers)
+    trace, answer = text(args.trace, letters), text(args.answer, letters)
     server = None
     if args.llama_server:
         server = Server(args.llama_server, Path(spec.path), args.ctx, args.threads)
@@ -160,7 +169,8 @@ def second_turn(spec: EngineSpec, cache: Path, args: argparse.Namespace) -> None
 
 def continued(spec: EngineSpec, cache: Path, args: argparse.Namespace) -> None:
     """A session left, and gone on with."""
-    talk = [Message("user", text(args.session // 2)), Message("assistant", text(args.session // 2))]
+    half = text(args.session // 2, bool(args.qwq_layers))
+    talk = [Message("user", half), Message("assistant", half)]
     with tempfile.TemporaryDirectory() as folder:
         keep = Keep(str(Path(folder) / "session" / "kv"), 64 << 30)
         with child(spec, cache) as engine:
@@ -200,6 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--model", type=Path, default=None)
+    parser.add_argument("--qwq-layers", type=int, default=0)
     for name, value in (("rounds", 2), ("threads", 2), ("trace", 3000), ("answer", 600)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--read", type=float, default=10)
@@ -208,7 +219,12 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        wish = EngineSpec(str(args.model or smollm()), n_ctx=args.ctx, threads=args.threads)
+        model = args.model or smollm()
+        if args.qwq_layers:
+            from gguf_files import write_qwq_shaped
+
+            model = write_qwq_shaped(cache / "qwq.gguf", layers=args.qwq_layers)
+        wish = EngineSpec(str(model), n_ctx=args.ctx, threads=args.threads)
         spec, _ = selfcheck.trusted(wish, cache)
         if args.rounds:
             second_turn(spec, cache, args)

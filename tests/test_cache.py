@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from replies import after, answer, done, thought
 
-from qwqcli.engine import Control, EngineSpec, never
-from qwqcli.engine.llama import IDLE_BATCH, LlamaEngine, _evenly
+from qwqcli.engine import EngineSpec
+from qwqcli.engine.llama import IDLE_BATCH, LlamaEngine, _Draw, _evenly
 from qwqcli.engine.process import ProcessEngine
-from qwqcli.messages import Event, Message, Notice, Order, Sampling, Stats
+from qwqcli.messages import Event, Message, Notice, Order, Room, Sampling, Stats
 
 GREEDY = Sampling(temperature=0, max_tokens=60)
 SUM = [Message("user", "What is 47 + 86?")]
@@ -71,24 +74,91 @@ def shared(a: list[int], b: list[int]) -> int:
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
 
 
+@contextmanager
+def drawn(tokens: Sequence[int]) -> Iterator[None]:
+    """Every reply is drawn as these tokens, whatever the model would have said."""
+
+    def sample(draw: Any, context: object) -> int:
+        draw.left = getattr(draw, "left", iter(tokens))
+        return next(draw.left)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Draw, "sample", sample)
+        yield
+
+
+@dataclass(frozen=True)
+class When:
+    """An order given before the `count`-th token of a reply; 0: before the prompt is processed."""
+
+    count: int
+    order: Order = Order.STOP
+
+
+def play(
+    engine: LlamaEngine, sent: Sequence[Message], sampling: Sampling, when: When | None
+) -> list[Event]:
+    """A reply, with an order that comes at one place in however many batches the prompt goes."""
+    events: list[Event] = []
+    asked = itertools.count(1)
+
+    def control() -> Order:
+        generating = any(isinstance(event, Room) for event in events)
+        due = when and (not when.count or (generating and next(asked) >= when.count))
+        return when.order if when and due else Order.GO_ON
+
+    for event in engine.stream(sent, sampling, control):
+        events.append(event)
+    return events
+
+
 class Replay:
     """A conversation with an engine that is checked, step by step, against one without a past."""
 
     def __init__(self, engine: LlamaEngine, fresh: LlamaEngine) -> None:
         self.engine, self.fresh, self.sampling = engine, fresh, GREEDY
+        self.system: list[Message] = []
         self.messages: list[Message] = []
+        self.stopped: list[Message] = []  # a question and its reply as far as it came
         forget(engine)
 
-    def ask(self, question: str, control: Callable[[], Control] = lambda: never) -> None:
+    def ask(self, question: str, when: When | None = None) -> None:
         """Ask, check, keep what was answered, and prepare for the next question."""
-        asked = [*self.messages, Message("user", question)]
+        self.reply([Message("user", question)], when)
+
+    def go_on(self) -> None:
+        """Let the last reply go on where it was stopped. What was generated stays as it is, a token
+        at a time, which rounds otherwise (see `_evenly`): only what follows is that of a fresh one.
+        """
+        stopped = self.stopped
+        if stopped:
+            if self.messages[-2:] == stopped:
+                self.back()
+            self.reply(stopped)
+
+    def half(self, text: str) -> None:
+        """A reply that is stopped inside the last character of `text`."""
+        model = self.engine._model
+        said = model.tokenize(f"Hm.\n</think>\n\n{text}", start_of_text=False)
+        sampling = self.sampling
+        with drawn(said):
+            self.sampling = replace(sampling, max_tokens=len(said) - 1)
+            self.ask("Say it.")
+        self.sampling = sampling
+
+    def reply(self, asked: list[Message], when: When | None = None) -> None:
+        sent = [*self.system, *self.messages, *asked]
         before = list(self.engine._cached)
-        events = list(self.engine.stream(asked, self.sampling, control()))
-        self.check_reply(asked, before, events)
-        self.check_against_fresh(asked, events, control())
-        if answer(events).strip():
-            reply = Message("assistant", answer(events), thought(events))
-            self.messages = [*asked, reply]
+        events = play(self.engine, sent, self.sampling, when)
+        self.check_reply(sent, before, events)
+        if len(asked) == 1:
+            self.check_against_fresh(sent, events, when)
+        begun = asked[1] if len(asked) > 1 else Message("assistant", "")
+        said = begun.content + answer(events), begun.reasoning + thought(events)
+        reply = [asked[0], Message("assistant", *said)]
+        self.stopped = [] if done(events).stop == "end" else reply
+        if said[0].strip():
+            self.messages = [*self.messages, *reply]
         self.prepare()
 
     def check_reply(self, asked: list[Message], before: list[int], events: list[Event]) -> None:
@@ -100,29 +170,34 @@ class Replay:
         assert self.engine._cached[: len(prompt)] == prompt[: len(self.engine._cached)]
         assert self.engine._context.length == len(self.engine._cached)
 
-    def check_against_fresh(self, asked: list[Message], events: list[Event], same: Control) -> None:
+    def check_against_fresh(
+        self, asked: list[Message], events: list[Event], when: When | None
+    ) -> None:
         forget(self.fresh)
-        anew = list(self.fresh.stream(asked, self.sampling, same))
+        anew = play(self.fresh, asked, self.sampling, when)
         assert thought(events) == thought(anew)
         assert answer(events) == answer(anew)
-        difference = self.engine._context.logits() - self.fresh._context.logits()
-        assert np.abs(difference).max() <= 1e-3
+        if any(isinstance(event, Room) for event in events):  # else no batch has given any
+            difference = self.engine._context.logits() - self.fresh._context.logits()
+            assert np.abs(difference).max() <= 1e-3
 
     def prepare(self) -> None:
         """After it, only a question is missing; and to do so again does nothing."""
-        self.engine.prepare(self.messages)
+        history = [*self.system, *self.messages]
+        self.engine.prepare(history)
         cached = list(self.engine._cached)
         assert self.engine._context.length == len(cached)
         for question in ("And 12 - 5?", "\nso", "你好"):
-            prompt = tokens(self.fresh, [*self.messages, Message("user", question)])
+            prompt = tokens(self.fresh, [*history, Message("user", question)])
             missing = len(prompt) - shared(cached, prompt)
             alone = tokens(self.fresh, [Message("user", question)])
             assert missing <= len(alone)
-        assert self.engine.prepare(self.messages, control=lambda: Order.STOP)
+        assert self.engine.prepare(history, control=lambda: Order.STOP)
 
     def back(self, turns: int = 1) -> None:
         """Before the last question, or further back."""
         self.messages = self.messages[: max(0, len(self.messages) - 2 * turns)]
+        self.stopped = []
 
 
 def twenty_turns(replay: Replay) -> None:
@@ -134,9 +209,9 @@ def twenty_turns(replay: Replay) -> None:
     replay.back()  # edited
     replay.ask("What is 9 * 8?")
     replay.ask("47加86等于几？")
-    for stop in (1, 2, 3, 8, 30):
-        replay.ask("你好", lambda stop=stop: after(stop))  # type: ignore[misc]
-    replay.ask("What is 3 + 4?", lambda: after(6, Order.ANSWER))
+    for count in (0, 1, 2, 8, 30):
+        replay.ask("你好", When(count))
+    replay.ask("What is 3 + 4?", When(6, Order.ANSWER))
     replay.ask('Say <tool_call>{"name": "x"}</tool_call> and </think> and <|im_end|>')
     branch = list(replay.messages)
     replay.ask("What is 1 + 1?")
@@ -147,8 +222,16 @@ def twenty_turns(replay: Replay) -> None:
     replay.ask("What is 5 + 5?")
     replay.back(3)
     replay.ask("Hello 🎉")
-    replay.messages.append(Message("user", "half \ufffd"))
-    replay.messages.append(Message("assistant", "a reply cut in a character \ufffd"))
+    for tags in ("<|im_start|>user\nhi<|im_end|>", "<think>\nis it?", "</think>\n\n<tool_call>"):
+        replay.ask(tags)
+    for text in ("答案是七", "Done 🎉"):
+        replay.half(text)
+        assert replay.messages[-1].content == text[:-1] + "\ufffd"
+        replay.go_on()
+        replay.ask("What is 6 + 1?")
+    replay.ask("What is 3 + 5?", When(20))
+    replay.go_on()
+    replay.system = [Message("system", "Be brief.")]
     replay.prepare()
     replay.ask("Sure?")
 
@@ -162,29 +245,52 @@ def test_twenty_turns(engine: LlamaEngine, fresh: LlamaEngine) -> None:
 STEPS = st.lists(
     st.one_of(
         st.tuples(
-            st.just("ask"), st.sampled_from(["What is 47 + 86?", "你好", "a\n\nb", "</think>"])
+            st.just("ask"),
+            st.sampled_from(
+                [
+                    *("What is 47 + 86?", "你好", "a\n\nb", "</think>", "<think>"),
+                    *("<|im_start|>assistant\n", '<tool_call>{"a": 1}</tool_call>', "<|im_end|>"),
+                ]
+            ),
         ),
-        st.tuples(st.just("stop"), st.integers(1, 40)),
-        st.tuples(st.just("answer"), st.integers(1, 20)),
+        st.tuples(st.just("half"), st.sampled_from(["你好", "🎉", "é👍🏽"])),
+        st.tuples(st.just("go on"), st.none()),
+        st.tuples(st.just("branch"), st.integers(0, 5)),
+        st.tuples(st.just("system"), st.sampled_from(["", "Be brief.", "用中文"])),
+        st.tuples(st.just("stop"), st.integers(0, 40)),
+        st.tuples(st.just("answer"), st.integers(0, 20)),
         st.tuples(st.just("back"), st.integers(1, 3)),
         st.tuples(st.just("text"), st.text(max_size=20).filter(str.strip)),
     ),
-    max_size=6,
+    max_size=8,
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(STEPS)
-def test_any_talk(engine: LlamaEngine, fresh: LlamaEngine, steps: list[tuple[str, int]]) -> None:
-    """Whatever is asked, stopped, taken back and asked again, the same holds."""
+def test_any_talk(engine: LlamaEngine, fresh: LlamaEngine, steps: list[tuple[str, Any]]) -> None:
+    """Whatever is asked, stopped, gone on with, taken back, branched and asked again, the same
+    holds."""
     replay = Replay(engine, fresh)
+    branches = [list(replay.messages)]
     for what, value in steps:
+        branches.append(list(replay.messages))
         if what == "back":
             replay.back(value)
             replay.prepare()
+        elif what == "branch":
+            replay.messages, replay.stopped = list(branches[value % len(branches)]), []
+            replay.prepare()
+        elif what == "system":
+            replay.system = [Message("system", value)] if value else []
+            replay.prepare()
+        elif what == "half":
+            replay.half(value)
+        elif what == "go on":
+            replay.go_on()
         elif what in ("stop", "answer"):
             order = Order.STOP if what == "stop" else Order.ANSWER
-            replay.ask("What is 12 - 5?", lambda v=value, o=order: after(v, o))  # type: ignore[misc]
+            replay.ask("What is 12 - 5?", When(value, order))
         else:
             replay.ask(str(value))
 
@@ -333,6 +439,9 @@ def test_child_that_dies_while_idle(child: ProcessEngine) -> None:
     child.prepare(LONG)
     time.sleep(0.1)
     child.prepare(LONG)
+    assert child.count_tokens(SUM) > 10  # nor does a count, which finds it out first, end a chat
+    assert (larger := child.larger(4096))
+    assert larger.more_bytes > 0
     events = list(child.stream(SUM, ONE))
     assert any(isinstance(e, Notice) and "killed" in e.text for e in events)
     assert stats(events).prompt_tokens > 0
