@@ -24,10 +24,10 @@ TESTS = (("pp512", 512, 0, 0), ("tg32", 0, 32, 0), ("tg32 @ d2048", 0, 32, 2048)
 
 
 def choose(model: Path, threads: int) -> dict[str, object]:
-    """The setting that `qwq tune` ends with."""
-    with tempfile.TemporaryDirectory() as data:
+    """The setting that `qwq tune` ends with, in a cache of its own."""
+    with tempfile.TemporaryDirectory() as cache:
         command = [sys.executable, "-m", "qwqcli", "tune", "--model", str(model), "--json"]
-        environ = {**os.environ, "QWQ_DATA_DIR": data, "QWQ_THREADS": str(threads)}
+        environ = {**os.environ, "QWQ_CACHE_DIR": cache, "QWQ_THREADS": str(threads)}
         output = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environ).stdout
     return dict(json.loads(output.splitlines()[-1])["setting"])
 

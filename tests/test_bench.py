@@ -437,6 +437,22 @@ def test_the_suites_that_come_with_qwq_can_be_measured() -> None:
     assert max(presets.load("reasoner").n_depth or ()) == 16384
 
 
+@pytest.mark.parametrize("speed", [100.0, 10.0, 3.0])
+def test_the_quick_suite_is_quick_on_slow_machines(speed: float, tiny: Path) -> None:
+    """Everything is halved until it is predicted to fit; what is fast enough stays whole."""
+    wanted = presets.load("quick")
+    plan = make_plan(read_file_header(tiny), known_machine("cpu-64"))
+    fast = replace(plan, predicted=replace(plan.predicted, prompt_tps=400.0, generation_tps=90.0))
+    slow = replace(plan, predicted=replace(plan.predicted, prompt_tps=speed, generation_tps=speed))
+    what = bench.tests(wanted.n_prompt, wanted.n_gen, wanted.n_depth or ())
+    assert measure.shortened(wanted, what, fast) == wanted
+    short = measure.shortened(wanted, what, slow)
+    measure.check(short)
+    what = bench.tests(short.n_prompt, short.n_gen, short.n_depth or ())
+    assert (measure.Outlook(short, what, slow).seconds(0, 0) or 0) <= 45
+    assert measure.shortened(replace(wanted, seconds=None), what, slow).n_prompt == (256,)
+
+
 def test_a_suite_of_ones_own(tmp_path: Path) -> None:
     """What it leaves out is as in the default one; a single number is a list of one."""
     path = tmp_path / "mine.yaml"
@@ -605,6 +621,9 @@ BAD = [
     (("-p", "8000"), 2, "more than the 4,096 that", "-p 128"),
     (("--quant", "q4_k_mm"), 2, "no quantization called 'q4_k_mm'", "--quant q4_k_m"),
     (("--quant", "q4_k_m"), 2, "not on this machine", "qwq pull q4_k_m"),
+    (("--quant", "zzz"), 2, "no quantization called 'zzz'", "try: one of iq1_m"),
+    (("--quant", ","), 2, "names no quantization", "--quant q4_k_m"),
+    (("-d", "9000000"), 2, "A depth of 9,000,000", "-d 3584 is the deepest"),
     (("--compare", "a", "b"), 2, "No run has been kept", "qwq bench"),
     (("--save-plot", "x.pdf"), 2, "SVG or PNG", "x.svg"),
     (("--model", "nothing.gguf"), 2, "nothing.gguf", ""),

@@ -24,7 +24,7 @@ from qwqcli.hardware import GB, gib
 from qwqcli.tables import make_table, print_table
 from qwqcli.terminal import ASCII, Output, visible
 
-WIDE = 64  # columns that the whole table needs
+WIDE, WIDEST = 64, 92  # columns that the whole table needs, and that of a comparison
 
 
 def announcement(job: Job) -> Iterator[str]:
@@ -38,7 +38,8 @@ def announcement(job: Job) -> Iterator[str]:
     where = layers if plan.gpu_layers else "all layers on the CPU"
     flash = f"flash attention {plan.flash_attn}"
     repack = "repack on" if job.spec.extra_bufts else "repack off"
-    yield f"{where}, {plan.threads} threads, {flash}, {repack}, KV {plan.type_k}/{plan.type_v}"
+    threads = "one thread" if plan.threads == 1 else f"{plan.threads} threads"
+    yield f"{where}, {threads}, {flash}, {repack}, KV {plan.type_k}/{plan.type_v}"
     if setup.tuned:
         yield visible(setup.tuned)
     yield from _expectations(job)
@@ -134,9 +135,9 @@ def show_comparison(
 ) -> None:
     """Ratios with their intervals, and in words what they are worth."""
     out.write(f"{first.id} -> {second.id}: {visible(second.setup.model_name)}\n\n")
-    table = make_table(
-        out, ("Test", "First", "Second", "Ratio", "95 % interval", ""), right=("First", "Second")
-    )
+    both = not out.terminal or out.size()[0] >= WIDEST
+    speeds = ("First", "Second") if both else ()
+    table = make_table(out, ("Test", *speeds, "Ratio", "95 % interval", ""), right=speeds)
     for pair in found:
         ratio = pair.ratio
         known = ratio.low is not None and ratio.high is not None
@@ -144,8 +145,7 @@ def show_comparison(
         verdict = "within noise" if ratio.within_noise else f"{ratio.value - 1:+.0%}"
         table.add_row(
             pair.first.test.name,
-            plus_minus(pair.first.speed),
-            plus_minus(pair.second.speed),
+            *((plus_minus(pair.first.speed), plus_minus(pair.second.speed)) if both else ()),
             f"{ratio.value:.3f}",
             interval,
             verdict,
@@ -175,7 +175,9 @@ def _differences(found: Sequence[sides.Compared]) -> list[str]:
 def tried_line(tried: tuning.Tried) -> str:
     """A setting and its speeds, as it was tried."""
     setting = ", ".join(
-        f"{tuning.NAMES[name]} {value}" for name, value in tuning.words(tried.setting).items()
+        f"{tuning.NAMES[name]} {value}"
+        for name, value in tuning.words(tried.setting).items()
+        if name != "split" or tried.setting.split
     )
     if tried.speeds is None:
         return f"{setting}: does not work here"

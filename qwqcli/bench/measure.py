@@ -47,13 +47,17 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to measure. `n_depth` None: at the start of a context, and deep in a thought."""
+    """What to measure. `n_depth` None: at the start of a context, and deep in a thought.
+
+    Where it is predicted to take longer than `seconds`, everything is made smaller until it fits.
+    """
 
     n_prompt: tuple[int, ...]
     n_gen: tuple[int, ...]
     n_depth: tuple[int, ...] | None
     repetitions: int
     chat_tokens: int  # of a reply through the chat's path; 0 leaves that out
+    seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,10 @@ def prepare(
         deep, said = depths(info, machine, spec.want(), wanted)
         what = tests(wanted.n_prompt, wanted.n_gen, deep)
         plan = planned(path, info, machine, spec.want(), what, probe)
+    short = shortened(wanted, what, plan)
+    if short != wanted:
+        wanted, what = short, tests(short.n_prompt, short.n_gen, short.n_depth or deep)
+        said = (*said, "Less is measured than usual: all of it would take too long here.")
     checksum = identity.sha256(path, info, cache)
     while True:
         try:
@@ -291,6 +299,30 @@ class Outlook:
             if not (first and repetition) and not same:
                 total += (test.n_depth + test.n_prompt) / prompt
         return total
+
+
+def shortened(wanted: Wanted, what: Sequence[Test], plan: Plan) -> Wanted:
+    """`wanted`, halved until it is predicted to be done in its `seconds`."""
+    while wanted.seconds is not None:
+        seconds = Outlook(wanted, what, plan).seconds(0, 0)
+        less = _halved(wanted)
+        if seconds is None or seconds <= wanted.seconds or less == wanted:
+            break
+        wanted = less
+        what = tests(wanted.n_prompt, wanted.n_gen, wanted.n_depth or (0,))
+    return wanted
+
+
+def _halved(wanted: Wanted) -> Wanted:
+    depths = wanted.n_depth and tuple(dict.fromkeys(n // 2 // 128 * 128 for n in wanted.n_depth))
+    return replace(
+        wanted,
+        n_prompt=tuple(min(n, max(n // 2, 16)) for n in wanted.n_prompt),
+        n_gen=tuple(min(n, max(n // 2, 4)) for n in wanted.n_gen),
+        n_depth=depths,
+        repetitions=max(wanted.repetitions - 1, 1),
+        chat_tokens=wanted.chat_tokens // 2 if wanted.chat_tokens > 15 else 0,
+    )
 
 
 def measure(job: Job, cancel: Control = never) -> Iterator[Event]:

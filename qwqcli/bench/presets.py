@@ -1,8 +1,9 @@
 """Speed suites: what `qwq bench` measures, as YAML files that people can write themselves.
 
 Contract: `load` takes the name of a suite that comes with qwq, or a path that ends in .yaml, and
-gives a `Wanted`. Keys are `n_prompt`, `n_gen`, `n_depth` (lists of tokens), `repetitions` and
-`chat_tokens`; what is left out is taken from the suite `default`. Raises UsageError with the line.
+gives a `Wanted`. Keys are `n_prompt`, `n_gen`, `n_depth` (lists of tokens), `repetitions`,
+`chat_tokens` and `seconds`; what is left out is taken from the suite `default`. Raises UsageError
+with the line.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from qwqcli.errors import UsageError
 from qwqcli.yaml_file import YamlFile, read
 
 FOLDER = "suites"
-MOST = 1 << 20  # tokens, repetitions
+MOST = 10**9  # tokens, repetitions
 NOTHING = Wanted((), (), None, 0, 0)
 
 

@@ -209,7 +209,8 @@ def to_line(report: Report) -> str:
     setup = report.setup
     speeds = [f"{row.test.name} **{plus_minus(row.speed)}**" for row in report.tests]
     device = setup.gpu_info or setup.cpu_info
-    threads = f", {report.tests[0].n_threads} threads" if report.tests else ""
+    count = report.tests[0].n_threads if report.tests else 0
+    threads = f", {count} thread{'s' if count > 1 else ''}" if count else ""
     felt = report.felt
     if felt and felt.thinking_ts:
         speeds.append(f"in a chat **{felt.thinking_ts:.1f}**")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -267,12 +268,14 @@ def _wanted(
     from qwqcli.bench.measure import Wanted
 
     default = presets.load(suite)
+    typed = any(value is not None for value in (n_prompt, n_gen, n_depth, repetitions))
     return Wanted(
         _counts(n_prompt, "-p") or default.n_prompt,
         _counts(n_gen, "-n") or default.n_gen,
         _counts(n_depth, "-d") or default.n_depth,
         default.repetitions if repetitions is None else repetitions,
         0 if no_chat else default.chat_tokens,
+        None if typed else default.seconds,
     )
 
 
@@ -281,7 +284,7 @@ def _counts(text: str | None, option: str) -> tuple[int, ...]:
     if text is None:
         return ()
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) < 1 << 20 for word in words):
+    if not all(re.fullmatch("[0-9]{1,9}", word) for word in words):
         raise UsageError(f"{option} {text!r} is no list of numbers of tokens.", f"{option} 0,2048")
     return tuple(dict.fromkeys(int(word) for word in words))
 
@@ -297,7 +300,10 @@ def _models(model: str, quant: str | None, environ: Mapping[str, str]) -> Iterat
     for name in names:
         if name not in quants.BY_NAME:
             near = config.nearest(name, quants.BY_NAME)
-            raise UsageError(f"There is no quantization called '{name}'.", f"--quant {near}")
+            hint = f"--quant {near}" if near in quants.BY_NAME else near
+            raise UsageError(f"There is no quantization called '{name}'.", hint)
+    if not names:
+        raise UsageError(f"--quant {quant!r} names no quantization.", "--quant q4_k_m")
     yield from [_on_disk(name, environ) for name in names]
 
 
