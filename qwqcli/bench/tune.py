@@ -472,11 +472,13 @@ def splits_around(now: Split, total: int) -> list[list[Split]]:
         for to, source in ((a, b) for a in here for b in here if a != b)
         for count in (now.layers[source], step)
     ]
-    near = [now.cpu_ffn + change for change in (-step, step, -2 * step, 2 * step)]
-    parts = near if now.cpu_ffn else range(0, total, step)
-    most = sum(now.layers)
-    near = [most + change for change in (2 * step, step, -step, -2 * step)]
-    whole = range(total - step, 0, -step) if now.cpu_ffn else near
+    changes, most = (2 * step, step, -step, -2 * step), sum(now.layers)
+    if now.cpu_ffn:
+        parts = [now.cpu_ffn - change for change in changes]
+        whole = list(range(total - step, 0, -step))
+    else:  # where all is on devices, parts in RAM can only be slower
+        parts = list(range(0, total if most < total else 0, step))
+        whole = [most + change for change in changes]
     families = [
         moved,
         [Split(_scaled(now.layers, total), count) for count in parts if 0 <= count < total],
