@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import threading
 import time
@@ -432,8 +433,9 @@ def test_child_is_interrupted_by_a_question(child: ProcessEngine) -> None:
 
 
 def test_child_that_dies_while_idle(child: ProcessEngine) -> None:
-    """Nothing is said until the next question, which is answered all the same."""
-    child.info()
+    """Nothing is said until the next question, which is answered all the same; then also how long
+    it takes to process again what was said, however short the prompts were."""
+    list(child.stream(SUM, ONE))
     child.prepare(LONG)
     os.kill(child.pid, signal.SIGKILL)
     child.prepare(LONG)
@@ -443,5 +445,6 @@ def test_child_that_dies_while_idle(child: ProcessEngine) -> None:
     assert (larger := child.larger(4096))
     assert larger.more_bytes > 0
     events = list(child.stream(SUM, ONE))
-    assert any(isinstance(e, Notice) and "killed" in e.text for e in events)
+    told = [e.text for e in events if isinstance(e, Notice) and "killed" in e.text]
+    assert re.search(r"[\d,]+ tokens are processed again first: [\d,]+ s\.", told[0])
     assert stats(events).prompt_tokens > 0

@@ -161,6 +161,19 @@ def test_no_room_for_a_summary() -> None:
     assert len(table.sent) == 3
 
 
+def test_going_on_with_more_room(store: Store) -> None:
+    """A session resumed, with a larger context perhaps, has the waiting question in the prompt."""
+    table = Table(("", "1"), FULL, store=store)
+    table.chat.ask("first")
+    table.chat.attached = [Attachment("a.txt", "a")]
+    table.type("too much")
+    again = Table(("", "2"), store=store)
+    prompt = again.type(f"/resume {table.chat.session.id}", "too much")
+    assert prompt.drafts[1] == "too much"
+    assert [m.content for m in again.sent[-1][:2]] == ["first", "1"]
+    assert "a.txt" in again.sent[-1][-1].content
+
+
 LOG = "\n".join(f"line {at}" for at in range(1500))  # 3,000 words
 
 

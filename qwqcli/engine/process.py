@@ -52,7 +52,7 @@ from qwqcli.messages import (
     ThoughtEnd,
 )
 
-TELLING = 64  # tokens of a prompt that tell how fast prompts are processed
+TELLING = 64  # tokens of a prompt that tell well how fast prompts are processed
 POLL_S = 0.05  # how often `control` is asked while the child is silent
 RESTARTS = 3  # of one request that keeps dying before it is given up
 PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
@@ -237,7 +237,7 @@ class ProcessEngine:
 
     def _measured(self, stats: Stats) -> None:
         self._last = stats
-        if stats.prompt_tokens - stats.reused_tokens >= TELLING:
+        if stats.prompt_tokens - stats.reused_tokens >= TELLING or not self._prompt_tps:
             self._prompt_tps = stats.prompt_tps
 
     def _rebuilding(self) -> str:

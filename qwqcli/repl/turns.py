@@ -108,6 +108,12 @@ def tell_resumed(chat: Chat) -> None:
     if session.model and session.model != chat.settings.model:
         chat.say(f"It was held with {session.model}: /model {session.model} goes back to it.")
     chat.show_last()
+    last = chat.last
+    refused = last is not None and last.stop == "context" and not (last.answered or last.reasoning)
+    if last and refused and chat.screen.out.live:
+        chat.talk = chat.talk.at(last.parent)
+        chat.draft, chat.attached = last.question, list(last.attachments)
+        chat.say("[it found no room then; Enter sends it again]")
 
 
 def pick(store: Store, say: Callable[[str], None], ask: Callable[[str], str], width: int) -> str:
