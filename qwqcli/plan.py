@@ -238,7 +238,7 @@ def _changes(plan: Plan, other: Plan) -> Iterator[str]:
         return  # what is slower then is only a longer thought
     yield f"{other.whole_layers} of {other.layers_total} layers whole on the GPU"
     before, after = plan.predicted.generation_tps, other.predicted.generation_tps
-    if before and after:
+    if before and after and after < before:
         yield f"about {after:.1f} tokens/s instead of {before:.1f}"
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from qwqcli.plan import (
     ENOUGH_CONTEXT,
     Yarn,
     corrected,
+    larger,
     make_plan,
     minutes,
     options,
@@ -58,6 +60,32 @@ def machine(name: str) -> Machine:
     if name in machine_names():
         return known_machine(name)
     return with_memory(known_machine("4070"), name.replace("+", ","), None)
+
+
+# --- another context ---------------------------------------------------------------------------
+
+
+def test_a_larger_context_costs_its_cells() -> None:
+    """Twice the context takes as many KV cells more (256 KiB each) and little else, where the
+    layers stay as they are; that is told whether it fits or not."""
+    want, there = Want(n_ctx=8192), machine("3090")
+    plan = make_plan(Q4, there, want)
+    found = larger(Q4, there, want, plan, 16_384)
+    assert (found.fits, found.how) == (True, "")
+    assert 0 <= found.more_bytes - 8192 * 256 * 1024 <= 32 * MiB
+    small = replace(there, ram_free_bytes=4 * GiB)
+    refused = larger(Q4, small, want, plan, 131_072)
+    assert not refused.fits
+    assert 0 <= refused.more_bytes - (131_072 - 8192) * 256 * 1024 <= GiB
+
+
+def test_a_larger_context_may_cost_speed() -> None:
+    """What would move so that it fits, and how fast it would be then, is said."""
+    want, there = Want(n_ctx=16_384), machine("3090")
+    plan = make_plan(Q4, there, want)
+    how = larger(Q4, there, want, plan, 65_536).how
+    assert "the KV cache in q8_0" in how
+    assert re.search(r"5\d of 65 layers whole on the GPU, about [\d.]+ tokens/s instead of", how)
 
 
 # --- the table of machines ---------------------------------------------------------------------

@@ -62,11 +62,18 @@ def obey(chat: Chat, line: str) -> None:
             find_command(name).run(chat, argument)
         elif text.strip():
             files.ask(chat, text)
+    except ContextFull as error:
+        chat.complain(ContextFull(error.message))  # the choices are its hint
+        _show_choices(chat)
     except QwqError as error:
-        full = isinstance(error, ContextFull)
-        chat.complain(ContextFull(error.message) if full else error)  # the choices are its hint
-        if full:
-            room.choices(chat)
+        chat.complain(error)
+
+
+def _show_choices(chat: Chat) -> None:
+    try:
+        room.choices(chat)
+    except QwqError as error:  # the engine died meanwhile, and did not come back
+        chat.complain(error)
 
 
 def find_command(name: str) -> Command:
