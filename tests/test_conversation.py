@@ -76,7 +76,8 @@ def test_the_model_is_sent_answered_questions_only(steps: list[tuple[str, str, s
     expected = [Message("system", "Be brief.")]
     for question, answer in said:
         if answer.strip():
-            expected += [Message("user", question), Message("assistant", answer)]
+            asked = question if question.strip() else ""  # nobody can ask nothing
+            expected += [Message("user", asked), Message("assistant", answer)]
     assert talk.messages("Be brief.") == expected
     assert talk.messages() == expected[1:]
 

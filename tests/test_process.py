@@ -151,6 +151,7 @@ def test_killed_in_mid_reply(
             os.kill(engine.pid, death)
             time.sleep(0.05)
         events.append(event)
+    assert "tokens are processed again first" in notices(events)
     assert stop(events) == "died"
     assert text(events)
     assert "The engine" in notices(events)

@@ -46,6 +46,7 @@ from qwqcli.messages import (
     Message,
     Notice,
     Order,
+    Prompting,
     Reasoning,
     Sampling,
     Stats,
@@ -172,6 +173,9 @@ class ProcessEngine:
                 yield from self._reply(ask, control, said)
                 return
             except Died as death:
+                if said.anything:
+                    self._last = said.stats()
+                    self._prompt_tps = self._prompt_tps or self._last.prompt_tps
                 yield self._died(death)
                 if said.anything:
                     yield Done("died", said.stats(), said.thought_end)
@@ -294,11 +298,14 @@ class _Said:
         self._first: float | None = None
         self._answer: float | None = None
         self.thought_end: ThoughtEnd | None = None
-        self._reasoning_tokens = self._answer_tokens = 0
+        self._reasoning_tokens = self._answer_tokens = self._prompt_tokens = 0
+        self._prompt_s = 0.0
         self.anything = False
 
     def note(self, event: Event) -> None:
         now = time.perf_counter() - self._began
+        if isinstance(event, Prompting):
+            self._prompt_tokens, self._prompt_s = event.total, now
         if isinstance(event, Reasoning | Answer):
             self.anything = True
             self._first = self._first or now
@@ -311,6 +318,8 @@ class _Said:
 
     def stats(self) -> Stats:
         return Stats(
+            prompt_tokens=self._prompt_tokens,
+            prompt_s=self._prompt_s,
             reasoning_tokens=self._reasoning_tokens,
             answer_tokens=self._answer_tokens,
             time_to_first_token_s=self._first,
