@@ -35,7 +35,7 @@ from qwqcli.messages import (
     Stop,
     ThoughtEnd,
 )
-from qwqcli.terminal import Clock, Output, Screen, StatusLine, clip, visible
+from qwqcli.terminal import Clock, Output, Screen, StatusLine, clip, visible, wrap
 from qwqcli.trim import Cut
 
 # --- figures -----------------------------------------------------------------------------------
@@ -121,13 +121,25 @@ def _rounded(value: float | None) -> float | None:
 
 def show_error(error: QwqError, err: Output) -> None:
     """Say what is wrong in one line and what to type next in another."""
-    text = f"{err.red('error:')} {visible(error.message)}\n"
-    err.write(text + (f"  try: {visible(error.hint)}\n" if error.hint else ""))
+    said = _fitted(f"error: {error.message}", err).removeprefix("error:")
+    # what is to be typed stays in one line, so that it can be copied
+    err.write(
+        f"{err.red('error:')}{said}\n" + (f"  try: {visible(error.hint)}\n" if error.hint else "")
+    )
 
 
 def show_note(text: str, out: Output) -> None:
     """One dim line that is neither an answer nor an error."""
-    out.write(out.dim(visible(text)) + "\n")
+    out.write(_noted(text, out))
+
+
+def _noted(text: str, out: Output) -> str:
+    return out.dim(_fitted(text, out)) + "\n"
+
+
+def _fitted(text: str, out: Output) -> str:
+    """`text` made safe to show; on a terminal with its lines broken at blanks."""
+    return wrap(visible(text), out.size()[0]) if out.live else visible(text)
 
 
 # --- a reply -----------------------------------------------------------------------------------
@@ -388,7 +400,7 @@ class TerminalView(View):
             self._live()
 
     def notice(self, event: Notice) -> None:
-        self._status.clear(self._new_line() + self._side.dim(visible(event.text)) + "\n")
+        self._status.clear(self._new_line() + _noted(event.text, self._side))
 
     def close(self) -> None:
         self._end_live(self._new_line())
@@ -423,7 +435,7 @@ class TerminalView(View):
     def _say_stop(self, reply: Reply) -> None:
         for line in (stop_line(reply, self._max_tokens), self._afterwards):
             if line:
-                self._side.write(self._side.dim(line) + "\n")
+                show_note(line, self._side)
 
     def _new_line(self) -> str:
         text = "" if self._at_line_start else "\n"
@@ -489,7 +501,7 @@ class ChatView(TerminalView):
 
     def notice(self, event: Notice) -> None:
         if self._thought_over:
-            self._markdown.interject(self._side.dim(visible(event.text)) + "\n")
+            self._markdown.interject(_noted(event.text, self._side))
         else:
             super().notice(event)
 

@@ -94,6 +94,22 @@ def clip_left(text: str, width: int) -> str:
     return kept if kept == text else kept.lstrip("\u200d\ufe0f" + _COMBINING)
 
 
+def wrap(text: str, width: int) -> str:
+    """`text` with its lines broken at blanks to fit into `width` cells; longer words stay whole."""
+    rows: list[str] = []
+    for line in text.split("\n"):
+        while (fits := clip(line, width)) != line:
+            cut = max(line.rfind(" ", 0, len(fits) + 1), 0)
+            if not line[:cut].strip():  # a word that fills the row: the terminal breaks it
+                cut = line.find(" ", len(fits))
+            if cut < 0:
+                break
+            rows.append(line[:cut].rstrip())
+            line = line[cut:].lstrip(" ")
+        rows.append(line)
+    return "\n".join(rows)
+
+
 _COMBINING = "".join(map(chr, (*range(0x300, 0x370), *range(0x1F3FB, 0x1F400))))
 
 

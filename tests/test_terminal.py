@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from pseudo_terminal import Terminal
+
+from qwqcli.terminal import wrap
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 PASTE = "\x1b[200~{}\x1b[201~"
@@ -227,3 +230,22 @@ def test_the_chat_imports_nothing_that_windows_lacks() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "ok\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("it fits", 7, ["it fits"]),
+        ("one two three", 8, ["one two", "three"]),
+        ("one two  three", 7, ["one two", "three"]),
+        ("  an indented line", 12, ["  an", "indented", "line"]),
+        ("at /a/path/that/is/long it ends", 10, ["at", "/a/path/that/is/long", "it ends"]),
+        ("/a/path/that/is/long", 10, ["/a/path/that/is/long"]),
+        ("草莓 里有 几个", 6, ["草莓", "里有", "几个"]),
+        ("a\nb c", 1, ["a", "b", "c"]),
+        ("   ", 2, ["", ""]),
+    ],
+)
+def test_our_own_lines_break_at_blanks(text: str, width: int, lines: list[str]) -> None:
+    """Where a line does not fit it is broken between words; a path stays whole to be copied."""
+    assert wrap(text, width).split("\n") == lines
