@@ -508,4 +508,5 @@ def _explain(error: sqlite3.Error | OSError, path: Path | None) -> StoreError:
         )
     if "UNIQUE" in text and "name" in text:
         return StoreError("Another session has that name.", "qwq sessions list")
+    text = getattr(error, "strerror", None) or text  # without a number and the path once more
     return StoreError(f"{path} cannot be used: {text}.", "See that the folder can be written to")

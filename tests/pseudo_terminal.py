@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -66,12 +67,13 @@ class Terminal:
 
     @property
     def rows(self) -> list[str]:
-        """What stands on the screen, without the empty rows below."""
+        """What stands on the screen, without the row about the window and empty rows below."""
         # not pyte's own `display`, which fails where half of a wide character was drawn over
         screen = self.emulator
         lines = (screen.buffer[y] for y in range(screen.lines))
         rows = ("".join(line[x].data for x in range(screen.columns)).rstrip() for line in lines)
-        return "\n".join(rows).rstrip("\n").split("\n")
+        text = "\n".join(rows).rstrip("\n")
+        return re.sub(r"\n+[\d,]+ used\b[^\n]*\Z", "", text).split("\n")
 
     def see(self, seen: Callable[[list[str]], bool] | str, timeout: float = 40) -> list[str]:
         """Wait until the screen is as expected."""

@@ -297,6 +297,7 @@ def test_nothing_is_saved_where_nothing_can_be(chat: Start, tmp_path: Path) -> N
 def test_files_are_completed_and_attached(chat: Start, columns: int, tmp_path: Path) -> None:
     """Tab completes the path, /file counts it, @path goes with the question."""
     (tmp_path / "notes.txt").write_text("47 apples\n")
+    (tmp_path / "other.txt").write_text("86 pears\n")
     talk = chat(columns=columns)
     talk.prompt()
     talk.keys("/file no" + TAB + ENTER)
@@ -304,10 +305,10 @@ def test_files_are_completed_and_attached(chat: Start, columns: int, tmp_path: P
     talk.ready()
     talk.line("/context")
     talk.has("next files", "free")
-    talk.keys("What is @no" + TAB)
-    talk.see(lambda rows: "@notes.txt" in "".join(row.strip() for row in rows))
+    talk.keys("What is @ot" + TAB)
+    talk.see(lambda rows: "@other.txt" in "".join(row.strip() for row in rows))
     talk.keys(ENTER)
-    talk.has("[attached: notes.txt,")
+    talk.has("[attached: other.txt,")
     talk.ready()
     talk.leave()
 

@@ -82,7 +82,7 @@ def test_a_device_that_has_less_than_it_says(tiny_spec: EngineSpec, cache: Path)
         events = list(engine.stream(SUM, GREEDY))
         engine.close()
     notices = " ".join(event.text for event in events if isinstance(event, Notice))
-    assert "It is tried again with less memory (1 of 3)." in notices
+    assert "It is started again with less memory (1 of 3)." in notices
     assert "133" in "".join(event.text for event in events if isinstance(event, Answer))
 
 

@@ -278,7 +278,7 @@ def safer(spec: EngineSpec, starved: bool, on_gpu: bool) -> tuple[EngineSpec, st
     """The next safer settings after a death, and a sentence that names the change."""
     if starved and spec.squeeze <= RETRIES:
         tries = spec.squeeze + 1
-        less = f"It is tried again with less memory ({tries} of {RETRIES})."
+        less = f"It is started again with less memory ({tries} of {RETRIES})."
         return replace(spec, squeeze=tries), less if tries <= RETRIES else "That was the last try."
     if spec.rpc:
         alone = replace(spec, rpc=None, device="none", gpu_layers=0)

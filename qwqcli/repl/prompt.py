@@ -178,12 +178,13 @@ class TerminalPrompt:
             tempfile_suffix=".md",
             key_bindings=self._bindings(),
             enable_suspend=True,
-            style=Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"}),
+            # a grey of its own: a terminal's palette may give its grey the colour of the ground
+            style=Style.from_dict({"bottom-toolbar": "noreverse fg:#808080"}),
         )
 
     def read(self, default: str = "") -> str:
         if self._trouble:
-            self._say(f"What you type is not kept on disk: {self._trouble}.")
+            self._say(f"What you type is not kept on disk: {self._trouble.strerror}.")
             self._trouble = None
         status = clip(self.status(), shutil.get_terminal_size().columns - 1)
         self._session.bottom_toolbar = status or None
@@ -356,7 +357,7 @@ def _open_history(path: Path, say: Callable[[str], None]) -> History:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
     except OSError as error:
-        say(f"What you type is not kept on disk: {error}.")
+        say(f"What you type is not kept on disk: {error.strerror}.")
         return InMemoryHistory()
     history = FileHistory(path)
     # read before the first key, so that arrow-up works at once, unless that would hold it up

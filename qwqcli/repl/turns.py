@@ -127,7 +127,7 @@ def pick(store: Store, say: Callable[[str], None], ask: Callable[[str], str], wi
     for at, summary in enumerate(summaries, 1):
         say(clip(f"{at:3}  {line(summary)}", max(width - 1, 30)))
     answer = ask("Which one? [1] ").strip() or "1"
-    return summaries[number(answer, len(summaries), "/resume") - 1].session.id
+    return summaries[number(answer, len(summaries), "One of the list") - 1].session.id
 
 
 def line(summary: Summary) -> str:
