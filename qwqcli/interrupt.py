@@ -12,7 +12,7 @@ import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from qwqcli.engine import Control
 from qwqcli.messages import Order
@@ -120,17 +120,18 @@ def answer_key(stdin: TextIO, control: Control, leave: Callable[[], None]) -> It
     ours[6][termios.VQUIT] = CTRL_N
     ours[3] |= termios.NOFLSH  # the key would throw away what was typed before it
 
+    def put(attributes: list[Any]) -> None:
+        if os.tcgetpgrp(stdin.fileno()) == os.getpgrp():  # after `bg` the terminal is not ours
+            termios.tcsetattr(stdin, termios.TCSANOW, attributes)
+
     def give_back() -> None:
-        termios.tcsetattr(stdin, termios.TCSANOW, found)
+        put(found)
         leave()
 
-    def take() -> None:
-        termios.tcsetattr(stdin, termios.TCSANOW, ours)
-
-    with orderly(give_back, take):
+    with orderly(give_back, lambda: put(ours)):
         signal.signal(signal.SIGQUIT, press)
-        take()
+        put(ours)
         try:
             yield lambda: control() or (Order.ANSWER if pressed else Order.GO_ON)
         finally:
-            termios.tcsetattr(stdin, termios.TCSANOW, found)
+            put(found)

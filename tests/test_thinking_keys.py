@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -325,4 +326,23 @@ def test_terminated_while_it_thinks(shell: pexpect.spawn, number: int) -> None:
     os.kill(pid, number)
     shell.expect_exact("\x1b[?25h")
     shell.expect_exact("$ ")
+    assert modes(shell) == before
+
+
+def test_answer_key_in_the_background(shell: pexpect.spawn) -> None:
+    """Suspended and sent into the background, a process with the answer key goes on there."""
+    before = modes(shell)
+    script = (
+        "import sys, time\nfrom qwqcli.engine import never\n"
+        "from qwqcli.interrupt import answer_key\n"
+        "with answer_key(sys.stdin, never, lambda: None): print('be' + 'gun'); time.sleep(1.5)\n"
+        "print('o' + 'ver')"
+    )
+    shell.sendline(f"{sys.executable} -c {shlex.quote(script)}")
+    shell.expect_exact("begun")
+    shell.send(CTRL_Z)
+    shell.expect_exact("Stopped")
+    shell.sendline("bg")
+    shell.expect_exact("over")
+    shell.sendline("")
     assert modes(shell) == before
