@@ -261,6 +261,7 @@ def test_two_terminals_share_a_session(chat: Start) -> None:
     one.prompt()
     one.line(SUM)
     one.line("/name shared")
+    one.has(", shared.")
     two = chat("--resume", "shared")
     two.has("1 turn.")
     two.ready()
