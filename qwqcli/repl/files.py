@@ -39,13 +39,14 @@ def ask(chat: Chat, text: str) -> None:
     """Send a question, with the files that it mentions as @path."""
     found, missing = mentioned(text)
     # a question that comes back into the prompt has its files already, maybe shortened
-    found = [file for file in found if file.name not in {had.name for had in chat.attached}]
+    had = {file.name: file for file in chat.attached}
+    found = [had.get(file.name, file) for file in found]
     for word in missing:
         chat.say(f"[@{word} is no file: sent as text]")
     if found:
         chat.say(f"[attached: {', '.join(file.name for file in found)},")
         chat.say(f" {tokens(count_files(chat, found))}]")
-    chat.ask(text, found)
+    chat.ask(text, [file for file in found if file.name not in had])
 
 
 def mentioned(text: str) -> tuple[list[Attachment], list[str]]:
