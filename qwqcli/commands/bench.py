@@ -29,10 +29,8 @@ from qwqcli.commands import (
     suites,
 )
 from qwqcli.commands.prompts import RunCode
-from qwqcli.engine import Control
 from qwqcli.errors import INTERRUPTED, UsageError
 from qwqcli.interrupt import interruptible
-from qwqcli.plan import minutes
 from qwqcli.terminal import Screen, StatusLine, visible
 
 if TYPE_CHECKING:
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from qwqcli.bench.measure import Job, Step, Wanted
     from qwqcli.bench.report import Report
     from qwqcli.catalog import ModelRef
+    from qwqcli.engine import Control
 
 
 @app.command()
@@ -341,6 +340,7 @@ def _run(job: Job, pressed: Control, screen: Screen) -> Report:
     """Measure, with a live row on a terminal and a line for each test."""
     from qwqcli.bench import measure
     from qwqcli.bench.report import plus_minus
+    from qwqcli.plan import minutes
 
     status = StatusLine(screen.err, screen.clock)
     for event in measure.measure(job, pressed):

@@ -24,7 +24,6 @@ from qwqcli.commands import (
     check_model,
     settings_of,
 )  # fmt: skip
-from qwqcli.engine.process import open_engine
 from qwqcli.errors import UsageError
 from qwqcli.interrupt import interruptible
 from qwqcli.messages import Message
@@ -103,6 +102,7 @@ def run(
     Ends in 0 also for a wrong answer; the verdict is on stderr.
     """
     from qwqcli import checkers, prompts, render, reports
+    from qwqcli.engine.process import open_engine
 
     env: Env = ctx.obj
     settings = settings_of(ctx)

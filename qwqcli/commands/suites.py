@@ -14,8 +14,6 @@ import typer
 from qwqcli import config
 from qwqcli.commands import Env, check_model
 from qwqcli.commands.prompts import prompts_app
-from qwqcli.engine import Engine
-from qwqcli.engine.process import open_engine
 from qwqcli.errors import INTERRUPTED, UsageError
 from qwqcli.interrupt import interruptible
 from qwqcli.messages import Order
@@ -23,6 +21,7 @@ from qwqcli.terminal import Output, Screen, StatusLine
 
 if TYPE_CHECKING:
     from qwqcli.catalog import ModelRef
+    from qwqcli.engine import Engine
     from qwqcli.engine.perplexity import Progress, Result
     from qwqcli.suite import Outcome
     from qwqcli.suite.journal import Journal
@@ -168,6 +167,7 @@ def _run(
     wanted: Wanted, settings: config.Settings, paths: config.Paths, book: Journal, screen: Screen
 ) -> list[Outcome]:
     """Ask, with a line for each reply on stderr and a live row below on a terminal."""
+    from qwqcli.engine.process import open_engine
     from qwqcli.suite import draw
     from qwqcli.suite.run import run
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,11 +38,13 @@ from qwqcli.commands import (
     complete,
     settings_of,
 )  # fmt: skip
-from qwqcli.engine import Control
-from qwqcli.engine.process import ProcessEngine, open_engine
 from qwqcli.errors import UsageError
 from qwqcli.interrupt import alone, answer_key, interruptible, orderly
 from qwqcli.terminal import Screen
+
+if TYPE_CHECKING:
+    from qwqcli.engine import Control
+    from qwqcli.engine.process import ProcessEngine
 
 
 @app.command()
@@ -87,6 +89,7 @@ def ask(
     The question is the words, what is piped in, or both:  cat log | qwq ask 'why did it fail?'
     """
     from qwqcli import render
+    from qwqcli.engine.process import open_engine
     from qwqcli.inputs import read_asked
     from qwqcli.oneshot import Oneshot
 
@@ -172,6 +175,7 @@ def chat(
 ) -> None:
     """Talk with a model. Type /help there for what can be done."""
     from qwqcli import repl
+    from qwqcli.engine.process import open_engine
 
     env: Env = ctx.obj
     settings = settings_of(ctx)
