@@ -1,8 +1,9 @@
 """A process of ours for native code, and the lines that go in and out of it.
 
 Contract: a `Pipes` starts `python -m MODULE` and gives each line that it says to `take`, in a
-thread of its own, then an empty one when there will be no more. Native code prints where it likes,
-so the child's stderr is kept off the person's screen, and `last_words` tells how it ended.
+thread of its own, then an empty one when there will be no more. Another thread writes what is sent
+to it: a long conversation does not wait for a child that still loads. Native code prints where it
+likes, so the child's stderr is kept off the person's screen, and `last_words` tells how it ended.
 Not here: what the lines mean, and what to do about a death.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
@@ -18,12 +20,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-if sys.platform == "linux":
-    import fcntl
-
 Say = Callable[[dict[str, Any]], None]
 
-PIPE_BYTES = 1 << 20  # what Linux gives to anyone (pipe-max-size)
 CLOSE_S = 2.0  # how long a child may take to leave before it is killed
 
 # how a child is started that the terminal's Ctrl-C must not reach: it is for the parent alone
@@ -47,31 +45,32 @@ class Pipes:
             stderr=self._errors,
             **APART,
         )
-        _widen(self.process.stdin)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._broken = False
+        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._read, self._write)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def closed(self) -> bool:
         return self._errors.closed
 
     def send(self, line: bytes) -> None:
-        """Raises OSError when the child is gone."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(line)
-        self.process.stdin.flush()
+        """Raises OSError when the child is known to be gone."""
+        if self._broken:
+            raise BrokenPipeError
+        self._outbox.put(line)
 
     def close(self) -> None:
         """Let the child go: it leaves at once when its stdin ends. Safe to call twice."""
-        if self.process.stdin and not self.process.stdin.closed:
-            with contextlib.suppress(OSError):
-                self.process.stdin.close()
+        self._outbox.put(b"")
         try:
             self.process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self._reader.join()
+        for thread in self._threads:
+            thread.join()
         if self.process.stdout:
             self.process.stdout.close()
         self._errors.close()
@@ -83,6 +82,17 @@ class Pipes:
         said = [line.strip() for line in lines if line.strip()]
         return said[-1] if said else ""
 
+    def _write(self) -> None:
+        """Lines from the outbox to the child, until an empty one; then its stdin ends."""
+        assert self.process.stdin is not None
+        try:
+            with self.process.stdin as stdin:
+                while line := self._outbox.get():
+                    stdin.write(line)
+                    stdin.flush()
+        except OSError:
+            self._broken = True
+
     def _read(self) -> None:
         assert self.process.stdout is not None
         # a child that dies may leave half a line, which is no value
@@ -90,16 +100,6 @@ class Pipes:
             for line in self.process.stdout:
                 self._take(line)
         self._take(b"")
-
-
-def _widen(pipe: Any) -> None:
-    """Where Linux lets us, a long conversation goes in at once while the child still loads.
-
-    It takes 64 kB by itself; the parent waited for the child where it is more, before its prompt.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def replies() -> BinaryIO:
