@@ -126,7 +126,7 @@ def main() -> None:
             line(f"search, {what}", times, 1e-3, "ms", "< 50")
         line("load 200 turns", timed(lambda: store.load(id), args.rounds), 1e-3, "ms", "")
         store.close()
-        keys = timed(lambda: first_key(folder, id), args.rounds)
+        keys = [first_key(folder, id) for _ in range(args.rounds + 1)][1:]
         line("first key of a resumed session of 200 turns", keys, 1, "s", "<= 0.4")
 
 
