@@ -42,13 +42,18 @@ from qwqcli.engine.process import ProcessEngine
 from qwqcli.messages import Answer, Message, Reasoning, Sampling
 
 ONE = Sampling(temperature=0, max_tokens=1)
-SECOND = Message("user", "And how many of them are painted red?")
+SECOND = "And how many of them are painted red?"  # 9 tokens in SmolLM2's vocabulary
 LINE = "the keeper counts the ships and the gulls while the lamp turns over the dark water"
 
 
 def first(number: int) -> Message:
     """A question of its own for each round: llama-server remembers the states of earlier ones."""
     return Message("user", f"How many lighthouses does coast {number} have?")
+
+
+def second(letters: bool) -> Message:
+    """The second question: as many tokens where each letter is one."""
+    return Message("user", text(9, letters) if letters else SECOND)
 
 
 def text(tokens: int, letters: bool = False) -> str:
@@ -71,8 +76,8 @@ def first_token(engine: ProcessEngine, messages: Sequence[Message]) -> float:
 class Ours:
     """The first turn in the cache of a child, and the second turn asked."""
 
-    def __init__(self, engine: ProcessEngine, trace: str, answer: str) -> None:
-        self._engine, self._trace, self._answer = engine, trace, answer
+    def __init__(self, engine: ProcessEngine, trace: str, answer: str, then: Message) -> None:
+        self._engine, self._trace, self._answer, self._then = engine, trace, answer, then
 
     def second(self, question: Message, prepare: bool, read_s: float) -> float:
         """Seconds to the first token of the second turn."""
@@ -81,7 +86,7 @@ class Ours:
         if prepare:
             self._engine.prepare(history)
         time.sleep(read_s)
-        return first_token(self._engine, [*history, SECOND])
+        return first_token(self._engine, [*history, self._then])
 
 
 class Server:
@@ -118,12 +123,14 @@ class Server:
             answer.read()
         return time.perf_counter() - began
 
-    def second(self, question: Message, trace: str, answer: str, read_s: float) -> float:
+    def second(
+        self, question: Message, trace: str, answer: str, then: Message, read_s: float
+    ) -> float:
         """The two turns as ChatML, the thought left out of the history as by QwQ's template."""
         start = f"<|im_start|>user\n{question.content}<|im_end|>\n<|im_start|>assistant\n"
         self.complete(f"{start}<think>\n{trace}\n</think>\n\n{answer}")
         time.sleep(read_s)
-        ask = f"<|im_end|>\n<|im_start|>user\n{SECOND.content}<|im_end|>\n<|im_start|>assistant\n"
+        ask = f"<|im_end|>\n<|im_start|>user\n{then.content}<|im_end|>\n<|im_start|>assistant\n"
         return self.complete(f"{start}{answer}{ask}")
 
     def close(self) -> None:
@@ -142,19 +149,19 @@ def child(spec: EngineSpec, cache: Path) -> Iterator[ProcessEngine]:
 def second_turn(spec: EngineSpec, cache: Path, args: argparse.Namespace) -> None:
     """Turns of all ways, and the ratios of each to the prepared one."""
     letters = bool(args.qwq_layers)
-    trace, answer = text(args.trace, letters), text(args.answer, letters)
+    trace, answer, then = text(args.trace, letters), text(args.answer, letters), second(letters)
     server = None
     if args.llama_server:
         server = Server(args.llama_server, Path(spec.path), args.ctx, args.threads)
     prepared, off, once, theirs = [], [], [], []
     with child(spec, cache) as engine:
-        ours = Ours(engine, trace, answer)
+        ours = Ours(engine, trace, answer, then)
         for question in map(first, range(args.rounds)):
             prepared.append(ours.second(question, True, args.read))
             off.append(ours.second(question, False, 0))
             once.append(ours.second(question, True, 0))
             if server:
-                theirs.append(server.second(question, trace, answer, args.read))
+                theirs.append(server.second(question, trace, answer, then, args.read))
     if server:
         server.close()
     pairs = list(zip(prepared, off, strict=True))
@@ -170,18 +177,18 @@ def second_turn(spec: EngineSpec, cache: Path, args: argparse.Namespace) -> None
 def continued(spec: EngineSpec, cache: Path, args: argparse.Namespace) -> None:
     """A session left, and gone on with."""
     half = text(args.session // 2, bool(args.qwq_layers))
-    talk = [Message("user", half), Message("assistant", half)]
+    talk, then = [Message("user", half), Message("assistant", half)], second(bool(args.qwq_layers))
     with tempfile.TemporaryDirectory() as folder:
         keep = Keep(str(Path(folder) / "session" / "kv"), 64 << 30)
         with child(spec, cache) as engine:
-            anew = first_token(engine, [*talk, SECOND])
+            anew = first_token(engine, [*talk, then])
             engine.prepare(talk, keep)
             wait(engine)
             rest = cpu_share(engine.pid)
         with child(spec, cache) as engine:
             began = time.perf_counter()
             engine.prepare(talk, keep)
-            first_token(engine, [*talk, SECOND])
+            first_token(engine, [*talk, then])
             again = time.perf_counter() - began
         size = sum(file.stat().st_size for file in Path(keep.folder).iterdir())
     report("going on from disk over processing again", [(again, anew)], "s", "<= 0.05")
