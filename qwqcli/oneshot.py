@@ -13,7 +13,7 @@ from itertools import chain
 
 from qwqcli import trim as trimming
 from qwqcli.config import Settings
-from qwqcli.engine import Control, Engine, larger_for, reserved
+from qwqcli.engine import Control, Engine, larger_for, prompt_room
 from qwqcli.errors import ContextFull
 from qwqcli.inputs import Asked
 from qwqcli.messages import Message, Notice
@@ -82,5 +82,4 @@ class Oneshot:
 
     def _room(self) -> int:
         """Tokens that a prompt may have."""
-        n_ctx = self.engine.info().n_ctx
-        return n_ctx - reserved(n_ctx, self.settings.budget.reserve)
+        return prompt_room(self.engine.info().n_ctx, self.settings.budget.reserve)

@@ -151,9 +151,9 @@ class Engine(Protocol):
         ...
 
 
-def reserved(n_ctx: int, reserve: int) -> int:
-    """Tokens of a context that a prompt must leave to its reply: `Budget.reserve`, or a part."""
-    return max(1, min(reserve, n_ctx // RESERVE_SHARE))
+def prompt_room(n_ctx: int, reserve: int) -> int:
+    """Tokens that a prompt may have; it leaves `reserve` to its reply, or a part of the context."""
+    return n_ctx - max(1, min(reserve, n_ctx // RESERVE_SHARE))
 
 
 def larger_for(engine: Engine, tokens: int) -> Larger | None:

@@ -28,7 +28,7 @@ from qwqcli.engine import (
     EngineSpec,
     Keep,
     never,
-    reserved,
+    prompt_room,
 )
 from qwqcli.engine.native import Context, Model, Placement, Sampler, buffer_owners, build, log
 from qwqcli.engine.pages import PAGE, Pages, maker_of
@@ -326,7 +326,7 @@ class LlamaEngine:
     def _check_room(self, length: int, reserve: int) -> None:
         """Raise ContextFull where a prompt leaves less than `reserve` for the reply."""
         n_ctx = self._context.n_ctx
-        room = n_ctx - reserved(n_ctx, reserve)
+        room = prompt_room(n_ctx, reserve)
         if length > room:
             raise ContextFull(
                 f"The prompt has {length:,} tokens and a context of {n_ctx:,} has room for {room:,}"

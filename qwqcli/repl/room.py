@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qwqcli.conversation import Conversation, Turn, branch
-from qwqcli.engine import larger_for, reserved
+from qwqcli.engine import larger_for, prompt_room
 from qwqcli.errors import UsageError
 from qwqcli.inputs import Attachment, with_attachments
 from qwqcli.messages import Message
@@ -86,8 +86,7 @@ def _say_larger(chat: Chat) -> None:
 
 def _room(chat: Chat) -> int:
     """Tokens that a prompt may have."""
-    n_ctx = chat.engine.info().n_ctx
-    return n_ctx - reserved(n_ctx, chat.settings.budget.reserve)
+    return prompt_room(chat.engine.info().n_ctx, chat.settings.budget.reserve)
 
 
 def _size(chat: Chat, turns: Sequence[Turn], files: Sequence[Attachment]) -> int:
@@ -164,18 +163,16 @@ def _can_sum_up(chat: Chat) -> bool:
 def shorten(chat: Chat, argument: str) -> None:
     """Cut attached files at their beginning, the oldest first, until the question has room."""
     path = chat.talk.path()
-    texts = [file.text for turn in path for file in turn.attachments]
-    texts += [file.text for file in chat.attached]
-    if not texts:
+    files = [*(file for turn in path for file in turn.attachments), *chat.attached]
+    if not files:
         raise UsageError("There are no files to shorten.", "/drop N, or /compact")
+    texts = [file.text for file in files]
     cuts = oldest(texts, lambda texts: _size(chat, *_with_texts(chat, texts)), _room(chat))
     if cuts is None:
         raise UsageError("Without its files it is still too long.", "/drop N, or /compact")
     turns, attached = _with_texts(chat, [cut.text for cut in cuts])
-    names = [file.name for turn in path for file in turn.attachments]
-    names += [file.name for file in chat.attached]
     chat.attached = attached
-    told = [cut_line(cut, name) for name, cut in zip(names, cuts, strict=True) if cut.left_out]
+    told = [cut_line(cut, file.name) for file, cut in zip(files, cuts, strict=True) if cut.left_out]
     chat.say(f"Left out: {'; '.join(told)}." if told else "All files have room; none was cut.")
     chat.draft = _waiting(chat)
     if turns != path:
