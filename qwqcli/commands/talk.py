@@ -105,9 +105,11 @@ def ask(
     def view() -> render.View:
         if stream_json:
             return render.StreamJsonView(screen, ref.name)
-        drawn: render.View = render.AskView(screen, settings.thinking, settings.max_tokens)
+        drawn: render.View
         if json:
             drawn = render.JsonView(screen, ref.name)
+        else:
+            drawn = render.AskView(screen, settings.thinking, settings.max_tokens)
         drawn.hint = ("Ctrl+N answers now",) if ours else ()
         return drawn
 
