@@ -4,7 +4,7 @@ Contract: `load` reads every `*.yaml` of its folders and checks all of it; an er
 and key. A prompt is text, a template with variables (`{{name}}`), or a document made from a seed
 (`recall`), and may have an expected answer with a checker. `render` makes of it what is sent.
 The schema is `SCHEMA`; prompts/README.md tells every key.
-Non-goals: asking a model (suite.py), judging (checkers/), logic in templates.
+Non-goals: asking a model (suite/), judging (checkers/), logic in templates.
 """
 
 from __future__ import annotations
@@ -83,6 +83,11 @@ class Prompt:
         """Variables that must be given."""
         return tuple(name for name, value in (self.variables or {}).items() if value is None)
 
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """What it can be asked by, with others or alone."""
+        return (ALL, self.suite, self.language, *self.tags, self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
@@ -113,30 +118,37 @@ class Library:
             raise UsageError(f"There is no prompt '{name}'.", hint)
         return self._prompts[name]
 
-    def suite(self, name: str) -> list[Prompt]:
+    def suite(self, name: str, others: Sequence[str] = ()) -> list[Prompt]:
         """The prompts of a file, with a tag, or with an id; those that can be judged.
 
-        Raises UsageError if there are none.
+        Raises UsageError if there are none, with the nearest name, which may be one of `others`.
         """
-        judged = [prompt for prompt in self.named(name) if prompt.judged]
-        if not judged:
+        judged = [prompt for prompt in self if prompt.judged]
+        found = [prompt for prompt in judged if name in prompt.suites]
+        if found:
+            return found
+        if any(name in prompt.suites for prompt in self):
             raise UsageError(
                 f"No prompt of '{name}' has an answer that can be checked.", "qwq prompts list"
             )
-        return judged
+        raise _unknown(name, "--suite", judged, others)
 
     def named(self, name: str) -> list[Prompt]:
         """Like `suite`, with the prompts that a person has to judge."""
-        found = [p for p in self if name in (ALL, p.suite, p.id, p.language) or name in p.tags]
+        found = [prompt for prompt in self if name in prompt.suites]
         if not found:
-            close = self._nearest(name)
-            raise UsageError(f"No suite, tag or prompt is called '{name}'.", close)
+            raise _unknown(name, "qwq prompts list", list(self))
         return found
 
-    def _nearest(self, name: str) -> str:
-        suites = {p.suite for p in self} | {tag for p in self for tag in p.tags} | {ALL}
-        close = nearest(name, suites)
-        return ALL if close.startswith("one of") else close
+
+def _unknown(
+    name: str, typed: str, prompts: Sequence[Prompt], others: Sequence[str] = ()
+) -> UsageError:
+    """With what to type instead: the nearest name, else the files and `others` to choose from."""
+    close = nearest(name, {*others, *(known for prompt in prompts for known in prompt.suites)})
+    if close.startswith("one of"):
+        close = nearest("", {*others, *(prompt.suite for prompt in prompts)})
+    return UsageError(f"No suite, tag or prompt is called '{name}'.", f"{typed} {close}")
 
 
 def folders(paths: Paths) -> tuple[Path, Path]:

@@ -177,16 +177,33 @@ def test_library_is_found_and_whole() -> None:
 
 
 def test_suites() -> None:
-    """A suite is a file, a tag, a language or all; an unknown one gets a near name."""
+    """A suite is a file, a tag, a language, an id or all."""
     library = prompts.library(paths({"QWQ_CONFIG_DIR": "nowhere"}))
     assert {p.suite for p in library.suite("claims")} == {"claims"}
     assert all("letters" in p.tags for p in library.suite("letters"))
     assert len(library.suite("zh")) + len(library.suite("en")) == len(library.suite("all"))
-    with pytest.raises(UsageError) as caught:
-        library.suite("claim")
-    assert caught.value.hint == "claims"
     with pytest.raises(UsageError, match="can be checked"):
         library.suite("frames")
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "hint"),
+    [
+        ("bench --suite", "claim", "--suite claims"),
+        ("bench --suite", "quik", "--suite quick"),
+        ("bench --suite", "strawbery-en", "--suite strawberry-en"),
+        ("bench --suite", "framess", "--suite one of arithmetic, claims"),  # frames: no answers
+        ("bench --suite", "xyzzy", "quick, reasoner, tiny"),
+        ("prompts list", "framess", "qwq prompts list frames"),
+        ("prompts list", "quik", "qwq prompts list one of arithmetic, claims"),
+    ],
+)
+def test_a_wrong_suite(command: str, typed: str, hint: str, environ: dict[str, str]) -> None:
+    """The nearest is named of those that the command takes, else the files and speed suites."""
+    done = qwq(*command.split(), typed, environ={**environ, "QWQ_MODEL": "tiny"})
+    assert done.code == 2
+    assert f"'{typed}'" in done.err
+    assert hint in done.err.partition("try: ")[2]
 
 
 def test_own_prompts_join_the_library(environ: dict[str, str]) -> None:

@@ -130,6 +130,7 @@ def _watched(steps: Generator[Progress, None, Result | None], status: StatusLine
 def _wanted(environ: Mapping[str, str], settings: config.Settings, options: Options) -> Wanted:
     """What to ask of whom. Raises UsageError before anything is loaded."""
     from qwqcli import budget, prompts
+    from qwqcli.bench import presets
     from qwqcli.suite.run import Wanted, tasks_of
 
     if options.repeat < 1:
@@ -143,7 +144,7 @@ def _wanted(environ: Mapping[str, str], settings: config.Settings, options: Opti
     library = prompts.library(config.paths(environ))
     return Wanted(
         suite=options.suite,
-        tasks=tasks_of(library, options.suite, options.seed, settings.system),
+        tasks=tasks_of(library, options.suite, options.seed, settings.system, presets.names()),
         models=_named(names, refs),
         budgets=tuple(dict.fromkeys(budgets)),
         sampling=settings.sampling,

@@ -10,7 +10,7 @@ that does nothing else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,16 @@ class Wanted:
         }
 
 
-def tasks_of(library: Library, name: str, seed: int, system: str = "") -> tuple[Task, ...]:
-    """The tasks of a suite: of the library, or `gym:TASK`. Raises UsageError."""
+def tasks_of(
+    library: Library, name: str, seed: int, system: str = "", others: Sequence[str] = ()
+) -> tuple[Task, ...]:
+    """The tasks of a suite: of the library, or `gym:TASK`.
+
+    Raises UsageError; `others` are suites of other kinds that may have been meant.
+    """
     if name.startswith(gym.PREFIX):
         return tuple(gym.tasks(name, seed))
-    return tuple(_task(prompt, seed, system) for prompt in library.suite(name))
+    return tuple(_task(prompt, seed, system) for prompt in library.suite(name, others))
 
 
 def _task(prompt: Prompt, seed: int, system: str) -> Task:
