@@ -12,7 +12,7 @@ from command_line import qwq
 
 from qwqcli.engine import EngineSpec, perplexity
 from qwqcli.engine.native import quantize
-from qwqcli.errors import UsageError
+from qwqcli.errors import EngineError, UsageError
 
 SUMS = [(n, n * 7 % 90) for n in range(99)]
 TEXT = "".join(f"What is {a} + {b}? {a} + {b} = {a + b}. " for a, b in SUMS)
@@ -69,6 +69,21 @@ def test_of_the_built_in_model(tiny_spec: EngineSpec, text: Path, cache: Path) -
     assert found.model.kl_divergence == pytest.approx(0, abs=1e-6)
     assert found.model.same_top is not None
     assert found.model.same_top > 0.99  # rounding can swap two that are nearly alike
+
+
+def test_stopping_waits_for_no_window(tiny_spec: EngineSpec, text: Path, cache: Path) -> None:
+    """A stop is seen while the model is still being loaded, and nothing is measured then."""
+    steps = perplexity.measure(tiny_spec, text, cache, stop=lambda: True)
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    assert end.value.value is None
+
+
+def test_a_death_is_told(tiny_spec: EngineSpec, text: Path, cache: Path) -> None:
+    """A child that dies is an error with the last thing that it said."""
+    text.write_bytes(b"\xff")
+    with pytest.raises(EngineError, match="ended with code 1: UnicodeDecodeError"):
+        result(tiny_spec, text, cache)
 
 
 def test_a_coarser_quantization_is_further_away(

@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import queue
 import shutil
-import subprocess
 import sys
 import tempfile
 import zlib
@@ -30,6 +30,7 @@ from qwqcli.engine import EngineSpec, pipes, wire
 from qwqcli.errors import EngineError, NoRoom, QwqError, UsageError
 
 WINDOW = 512  # tokens, llama-perplexity's own
+POLL_S = 0.05  # how often `stop` is asked
 _ROWS = 16  # positions whose probabilities are worked out at once: 20 MB with QwQ's vocabulary
 
 
@@ -105,37 +106,36 @@ def measure(
 
 
 def _child(job: Job, stop: Callable[[], object]) -> Generator[Progress, None, Sums | None]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qwqcli.engine.perplexity"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        **pipes.APART,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    child = pipes.Pipes("qwqcli.engine.perplexity", lines.put)
     sums: Sums | None = None
     try:
-        process.stdin.write(json.dumps(asdict(job)).encode())
-        process.stdin.close()
-        for line in process.stdout:
+        child.send(json.dumps(asdict(job)).encode() + b"\n")
+        while not stop():
+            try:
+                line = lines.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if not line:
+                _check_end(child)
+                return sums
             said = json.loads(line)
             if "failed" in said:
                 raise wire.Failed(*said["failed"]).error()
             sums = Sums(**said["sums"])
             yield Progress(sums.windows, said["total"], sums)
-            if stop():
-                return None
-        if process.wait():
-            raise EngineError(
-                f"The process that measures ended with code {process.returncode}.", "qwq doctor"
-            )
-        return sums
+        return None
     finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        child.process.kill()  # it does not look at its stdin while it works
+        child.close()
+
+
+def _check_end(child: pipes.Pipes) -> None:
+    """Raises EngineError unless the child came to the end of its job."""
+    if code := child.process.wait():
+        words = child.last_words()
+        said = f": {words[:200]}" if words else ""
+        raise EngineError(f"The process that measures ended with code {code}{said}.", "qwq doctor")
 
 
 # --- in the child ------------------------------------------------------------------------------
@@ -277,8 +277,9 @@ def _into(sums: list[float], values: Any) -> None:
 
 def main() -> None:
     """One job, from stdin; each answer is a line."""
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     say = pipes.answers()
-    plain = json.load(sys.stdin)
+    plain = json.loads(sys.stdin.readline())
     job = Job(**{**plain, "spec": EngineSpec(**plain["spec"])})
     try:
         for sums, total in _score(job):

@@ -33,6 +33,7 @@ class Probe:
     """The child, started at once; use it as a context manager."""
 
     def __init__(self, rpc: str | None = None) -> None:
+        # no `Pipes`: those wait for their child's end, and one in a driver's call may never end
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qwqcli.engine.probe", *([rpc] if rpc else [])],
             stdin=subprocess.PIPE,
