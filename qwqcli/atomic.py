@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qwqcli.portable import open_own
+
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Put `text` at `path` in one step, in a folder that need not be there yet. Raises OSError."""
@@ -17,9 +19,9 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
 def write_file(path: Path, *parts: Any, sync: bool = False, mode: int = 0o644) -> None:
     """Put `parts`, bytes or buffers, at `path` in one step. `sync`: it outlives a loss of power."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        with os.fdopen(os.open(scratch, flags, mode), "wb") as file:
+        with os.fdopen(open_own(scratch, flags, mode), "wb") as file:
             for part in parts:
                 file.write(part)
             file.flush()

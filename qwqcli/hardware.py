@@ -577,12 +577,14 @@ def physical_cores() -> int:
 
 def _linux_cores() -> int:
     """Distinct sets of sibling threads among the CPUs that the scheduler allows; 0 if unknown."""
+    if sys.platform != "linux":
+        return 0
     try:
         allowed = os.sched_getaffinity(0)
         siblings = {
             (_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in allowed
         }
-    except (AttributeError, OSError):  # not Linux, or a container that hides the topology
+    except OSError:  # a container that hides the topology
         return 0
     return len(siblings)
 

@@ -88,10 +88,10 @@ def confine(folder: str, seconds: float) -> list[str]:
 
 
 def _limit(seconds: float) -> bool:
-    try:
-        import resource
-    except ImportError:
+    if sys.platform == "win32":
         return False
+    import resource
+
     whole = int(seconds) + 1
     limits = {
         "RLIMIT_CPU": whole,
@@ -143,6 +143,7 @@ def _refuse_calls(libc: ctypes.CDLL) -> bool:
     return bool(libc.prctl(22, 2, filter_, 0, 0) == 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
+_O_PATH = 0o10000000  # on both machines; macOS has none
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # on every machine
 _READ, _READ_FILE, _WRITE_FILE = 0b1101, 0b101, 0b10  # execute, read file, read folder
 
@@ -171,7 +172,7 @@ def _keep_to_files(libc: ctypes.CDLL, folder: str) -> bool:
 
 def _allow(libc: ctypes.CDLL, rules: int, place: str, rights: int) -> None:
     try:
-        descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        descriptor = os.open(place, _O_PATH)
     except OSError:  # this system has no such place
         return
     rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, descriptor), 12)

@@ -30,6 +30,7 @@ from typing import Any
 from qwqcli.atomic import write_file
 from qwqcli.engine import Keep
 from qwqcli.gguf import split_paths
+from qwqcli.portable import open_own
 
 PAGE = 256  # tokens: 64 MiB of QwQ's f16 cache
 LEAVE_FREE = 1 << 30  # bytes of the disk that pages never take
@@ -190,7 +191,7 @@ def _key(root: Path) -> bytes:
     with contextlib.suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
-            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            made = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(made, "wb") as file:
                 file.write(secrets.token_bytes(_KEY_BYTES))
         key = path.read_bytes()

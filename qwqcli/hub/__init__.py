@@ -5,7 +5,7 @@ offer into files on this machine. `pull` is an iterator of small events; it ends
 raises NetworkError, NoRoom, BadFile or UsageError. Whatever ends it, also kill -9, what has come is
 kept and the next pull goes on there. Closing the iterator stops it at once. No file gets its final
 name before its sha256 is right.
-Limits: GGUF files that have a published sha256; POSIX.
+Limits: GGUF files that have a published sha256.
 Non-goals: choosing for the machine (the planner's), drawing progress, asking questions.
 Inside, each knowing only those before it: events · web (HTTP) · sources (names to offers) · spans
 (what is on disk) · store (places and locks) · transfer (bytes) · reuse · library · remote.
@@ -65,13 +65,13 @@ from qwqcli.hub.store import (
     disk_errors,
     home,
     open_partial,
-    open_to_all,
     same_file,
     try_lock,
     unfinished,
 )
 from qwqcli.hub.transfer import AGAIN, Content, Mover
 from qwqcli.hub.web import Policy, Refused, Web
+from qwqcli.portable import open_to_all
 
 __all__ = [
     "Checking", "Chosen", "Event", "Found", "How", "Hub", "Model", "Notice", "Offer", "Policy",
@@ -322,11 +322,12 @@ class Hub:
             )  # fmt: skip
             mover = Mover(self._web(offer.source), content, number, journal)
             yield from mover.run(journal.load())
-            path = _finished(place, file, number)
-            journal.remove()
-            self._sums.remember(path, file.sha256)
-            self._library.claim(path, "downloaded")
-            return path, "downloaded", mover.received
+            _settle_down(place.partial(file), file, number)
+        path = place.finish(file, place.partial(file))  # closed, or Windows would not rename it
+        journal.remove()
+        self._sums.remember(path, file.sha256)
+        self._library.claim(path, "downloaded")
+        return path, "downloaded", mover.received
 
     def _place(self, offer: Offer, to: Path | None) -> Place:
         if to is None:
@@ -364,14 +365,12 @@ def _partial(path: Path) -> Iterator[int]:
         os.close(number)
 
 
-def _finished(place: Place, file: RemoteFile, number: int) -> Path:
-    """Have the disk take all of a checked file, then give it its final name."""
-    partial = place.partial(file)
+def _settle_down(partial: Path, file: RemoteFile, number: int) -> None:
+    """Have the disk take all of a checked file."""
     os.ftruncate(number, file.size)  # an older partial file may have been longer
     os.fsync(number)
     if not same_file(number, partial):
         raise QwqError(f"{partial.name} was removed while it was downloaded.", AGAIN)
-    return place.finish(file, partial)
 
 
 def _counted(

@@ -27,6 +27,7 @@ from qwqcli.gguf import read_file_header, split_paths
 from qwqcli.hub.events import How
 from qwqcli.hub.reuse import Shelf, everything
 from qwqcli.hub.sources import QWQ_REPOS, Offer, Want, quantization_of
+from qwqcli.portable import disk_bytes
 
 QWQ = "qwq"  # the owner of what we pulled
 REMOVE_WITH = {
@@ -304,7 +305,7 @@ def _delete(path: Path) -> int:
         path.unlink()
     except FileNotFoundError:
         return 0
-    return about.st_blocks * 512 if stat.S_ISREG(about.st_mode) and about.st_nlink == 1 else 0
+    return disk_bytes(about) if stat.S_ISREG(about.st_mode) and about.st_nlink == 1 else 0
 
 
 def _sweep(repo: Path) -> None:

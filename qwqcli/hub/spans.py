@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qwqcli.atomic import write_file
+from qwqcli.portable import open_own
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]  # ascending, disjoint, each (start, end)
 
@@ -93,7 +94,7 @@ class Journal:
 def _note(path: Path) -> dict[str, Any]:
     """The note at `path`; an empty one if there is none."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
             note = json.loads(file.read(MAX_NOTE))
     except (OSError, ValueError, RecursionError):
         return {}

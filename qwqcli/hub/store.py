@@ -5,8 +5,10 @@ A file gets its final name by one rename, after its checksum; in the cache it th
 huggingface_hub itself would have left, so `hf` and llama.cpp take it as theirs, and the lock is the
 one that they wait for. Folders below the cache's root must be real: a link planted there could lead
 a download anywhere, and is refused.
-Limits: POSIX, symbolic links needed in the cache. On a network disk where locks do nothing, two
-machines that pull the same file at once disturb each other, and the checksum notices.
+Limits: where no symbolic links can be made, the file itself lies in the snapshot, as
+huggingface_hub has it there, and two revisions of it are two files. On a network disk
+where locks do nothing, two machines that pull the same file at once disturb each other, and the
+checksum notices.
 Layout: huggingface.co/docs/huggingface_hub/guides/manage-cache.
 """
 
@@ -34,6 +36,7 @@ from qwqcli.hub.sources import (
     safe_path,
 )
 from qwqcli.hub.spans import Journal, held
+from qwqcli.portable import disk_bytes, is_ours, open_own
 
 PARTIAL = ".qwq.incomplete"  # the ending lets `hf cache prune` sweep what is left behind
 LOCK_MODE = 0o664  # as huggingface_hub: people who share a cache wait for each other
@@ -126,7 +129,8 @@ class CachePlace:
 
     def kept(self, file: RemoteFile) -> Path | None:
         blob = self._blob(file)
-        return blob if _is_inside(blob, self._root) and _has_size(blob, file.size) else None
+        found = blob if blob.exists() else self._pointer(file)
+        return found if _is_inside(found, self._root) and _has_size(found, file.size) else None
 
     def reject(self, kept: Path) -> None:
         """A blob is named by its checksum, so one with another is damaged and of no use."""
@@ -134,10 +138,13 @@ class CachePlace:
     def settle(self, file: RemoteFile) -> Path:
         """Have the name in the snapshot lead to the blob, and the revision to the commit."""
         pointer, blob = self._pointer(file), self._blob(file)
-        if not (pointer.exists() and pointer.samefile(blob)):
+        if blob.exists() and not (pointer.exists() and pointer.samefile(blob)):
             scratch = pointer.with_name(f".{file.sha256[:12]}.{os.getpid()}.link")
             scratch.unlink(missing_ok=True)
-            scratch.symlink_to(os.path.relpath(blob, pointer.parent))
+            try:
+                scratch.symlink_to(os.path.relpath(blob, pointer.parent))
+            except OSError:  # Windows asks for a right that few have, and some disks have no links
+                scratch = blob
             os.replace(scratch, pointer)
             sync_folder(pointer.parent)
         self._note_revision()
@@ -239,7 +246,7 @@ def discard(root: Path, left: Unfinished) -> int:
     if lock is None:
         raise UsageError(f"{left.name} is being downloaded now.", "Stop that pull first")
     try:
-        freed = left.path.lstat().st_blocks * 512
+        freed = disk_bytes(left.path.lstat())
         left.path.unlink()
         Journal(left.path, left.sha256, left.size).remove()
         return freed
@@ -295,15 +302,14 @@ def real_folder(root: Path, folder: Path) -> None:
 
 def open_partial(path: Path) -> int:
     """A descriptor of the partial file, made if need be. Raises BadFile if it is not our own."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        number = os.open(path, flags, 0o644)
+        number = open_own(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise _planted(path) from None
         raise unwritable(path, error) from error
     about = os.fstat(number)
-    if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1 or about.st_uid != os.geteuid():
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1 or not is_ours(about):
         os.close(number)
         raise _planted(path)
     return number
@@ -315,12 +321,6 @@ def same_file(number: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(number), path.lstat())
     except FileNotFoundError:
         return False
-
-
-def open_to_all(folder: Path) -> bool:
-    """Whether anyone on this machine can replace files in `folder`."""
-    mode = folder.stat().st_mode
-    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 @contextlib.contextmanager

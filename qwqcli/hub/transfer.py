@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import os
 import re
 import threading
@@ -28,6 +27,7 @@ from qwqcli.errors import BadFile, NetworkError, NoRoom, QwqError
 from qwqcli.hub.events import Checking, Event, Notice, Progress, Retrying
 from qwqcli.hub.spans import Journal, Spans, gaps, held
 from qwqcli.hub.web import Line, Policy, Refused, Reply, Transient, Web, host, origin
+from qwqcli.portable import read_at, write_at
 
 BLOCK = 256 << 10  # bytes of one read at most
 NOTE_BYTES = 8 << 20  # the journal is written after so many new bytes,
@@ -205,7 +205,7 @@ class Mover:
     def _rehash(self) -> Iterator[Checking]:
         digest = hashlib.sha256()
         for at in range(0, self._content.size, BLOCK):
-            digest.update(os.pread(self._target, BLOCK, at))
+            digest.update(read_at(self._target, BLOCK, at))
             if at % (64 << 20) == 0:
                 yield Checking(self._content.name, at, self._content.size)
         self._digest = digest.hexdigest()
@@ -456,7 +456,7 @@ class Mover:
             self._look_at_start(data)
         if not self._compare:
             self._write(at, data)
-        elif os.pread(self._target, size, at) != data:
+        elif read_at(self._target, size, at) != data:
             piece.differed = True
             self._mended += 1
             self._write(at, data)
@@ -473,7 +473,7 @@ class Mover:
     def _write(self, at: int, view: memoryview) -> None:
         try:
             while view:
-                written = os.pwrite(self._target, view, at)
+                written = write_at(self._target, view, at)
                 view, at = view[written:], at + written
         except OSError as error:
             raise _cannot_write(self._content, error) from error
@@ -521,7 +521,6 @@ class Mover:
     def _follow(self) -> None:
         """Compute the checksum behind the bytes as they come."""
         digest, at = hashlib.sha256(), 0
-        file, buffer = io.FileIO(self._target, closefd=False), memoryview(bytearray(BLOCK))
         while at < self._content.size:
             with self._state:
                 ready = min((p.at for p in (*self._todo, *self._active) if p.at < p.end),
@@ -529,11 +528,11 @@ class Mover:
             if ready == at and self._stop.wait(HASH_NAP_S):
                 return
             while at < ready and not self._stop.is_set():
-                count = file.readinto(buffer[: ready - at])
-                if not count:
+                block = read_at(self._target, min(BLOCK, ready - at), at)
+                if not block:
                     raise _changed(self._content, "was cut short on disk by someone else")
-                digest.update(buffer[:count])
-                at += count
+                digest.update(block)
+                at += len(block)
                 self._hashed = at
             if self._stop.is_set():
                 return

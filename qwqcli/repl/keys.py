@@ -20,7 +20,7 @@ from qwqcli.interrupt import interruptible, orderly
 from qwqcli.messages import Order
 from qwqcli.terminal import Output
 
-if sys.platform != "win32":
+with contextlib.suppress(ImportError):  # Windows
     import termios
 
 # `fold` is called when the person wants the thought folded or unfolded
