@@ -63,6 +63,8 @@ class Splitter:
 
     def feed(self, text: str) -> list[Piece]:
         """What is certain after `text`."""
+        if self._state == "answer" and not self._held:
+            return [Piece("answer", text)] if text else []
         self._held += text
         pieces: list[Piece] = []
         while self._advance(pieces):

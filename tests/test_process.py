@@ -32,6 +32,7 @@ from qwqcli.messages import (
     Order,
     Prompting,
     Reasoning,
+    Room,
     Sampling,
     Stats,
 )
@@ -302,6 +303,7 @@ VALUES = [
     wire.Load(EngineSpec("a b.gguf", n_ctx=None), "/tmp/c"),
     wire.Ask(3, (Message("user", "你好 \ud800 \0 \u2028"),), Sampling(seed=1), True, Budget(9)),
     wire.Count(()),
+    wire.Leave(),
     wire.Give(7, Order.ANSWER),
     Reasoning('"\n', 4),
     Done("end", Stats(prompt_tokens=3)),
@@ -373,6 +375,13 @@ def test_pieces_far_apart_are_said_at_once() -> None:
     assert [next(events) for _ in range(3)] == [Answer("a", 1), Answer("b", 2), Answer("cd", 4)]
     with pytest.raises(EngineError):
         next(events)
+
+
+def test_the_first_piece_waits_for_nothing() -> None:
+    """What is said of the prompt just before is no piece that the first one could join."""
+    reply: list[Event] = [Prompting(3, 3), Room(9, 3), Answer("a", 1), Answer("b", 2)]
+    said = worker.gathered(iter(reply), clock=lambda: 0.0)
+    assert [next(said) for _ in range(3)] == reply[:3]
 
 
 def test_wire_builds_nothing_else() -> None:

@@ -175,6 +175,8 @@ class Model:
             raise _load_error(path)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.specials = self._special_tokens()
+        self._pieces: dict[int, bytes] = {}  # asked for once a token, each call is 20 us beside
+        self._ends: dict[int, bool] = {}  # a decode that leaves nothing in the caches
 
     @property
     def n_ctx_train(self) -> int:
@@ -232,6 +234,12 @@ class Model:
 
     def piece(self, token: int) -> bytes:
         """The bytes that `token` stands for, which need not be whole characters."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._read_piece(token)
+        return piece
+
+    def _read_piece(self, token: int) -> bytes:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -242,7 +250,10 @@ class Model:
 
     def ends(self, token: int) -> bool:
         """Whether `token` ends the turn."""
-        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+        ends = self._ends.get(token)
+        if ends is None:
+            ends = self._ends[token] = bool(lib.llama_vocab_is_eog(self._vocab, token))
+        return ends
 
     def bos_text(self) -> str:
         """The text of BOS where the model puts one in front, else an empty string."""
@@ -301,6 +312,7 @@ class Context:
         self._memory = lib.llama_get_memory(self._context)
         self._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         self._tokens = (lib.llama_token * placement.n_batch)()
+        self._one = lib.llama_batch_get_one(self._tokens, 1)
         self.n_batch = placement.n_batch
 
     @property
@@ -317,8 +329,12 @@ class Context:
         Raises EngineError when llama.cpp fails.
         """
         count = len(tokens)
-        self._tokens[:count] = tokens
-        code = lib.llama_decode(self._context, lib.llama_batch_get_one(self._tokens, count))
+        if count == 1:
+            self._tokens[0], batch = tokens[0], self._one
+        else:
+            self._tokens[:count] = tokens
+            batch = lib.llama_batch_get_one(self._tokens, count)
+        code = lib.llama_decode(self._context, batch)
         if code == 0:
             return True
         if code == 2:

@@ -146,10 +146,13 @@ _TYPES: dict[str, type[Any]] = {
     )
 }
 
+_FIELDS = {cls: tuple(f.name for f in dataclasses.fields(cls)) for cls in _TYPES.values()}
+_dumps = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def encode(value: Any) -> bytes:
     """`value`, a dataclass listed above, as one line."""
-    return json.dumps(_plain(value), separators=(",", ":")).encode() + b"\n"
+    return _dumps(_plain(value)).encode() + b"\n"
 
 
 def decode(line: bytes) -> Any:
@@ -158,8 +161,9 @@ def decode(line: bytes) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    names = _FIELDS.get(type(value))
+    if names is not None:
+        fields = {name: _plain(getattr(value, name)) for name in names}
         return {"": type(value).__name__, **fields}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeGuard
+from typing import Any, BinaryIO, NoReturn
 
 from qwqcli.engine import pipes, selfcheck, wire
 from qwqcli.errors import QwqError
@@ -143,9 +143,9 @@ class Worker:
         self._replies.flush()
 
 
-def _may_wait(event: Event) -> TypeGuard[Reasoning | Answer]:
+def _may_wait(piece: Reasoning | Answer) -> bool:
     """Not the piece that closes a thought: what comes after it belongs to another."""
-    return isinstance(event, Answer) or (isinstance(event, Reasoning) and event.end is None)
+    return isinstance(piece, Answer) or piece.end is None
 
 
 def gathered(
@@ -157,24 +157,30 @@ def gathered(
     the model. A piece waits only where one was said less than GATHER_S ago, and no longer than
     until the first token after that.
     """
-    held: Reasoning | Answer | None = None
+    held: list[Reasoning | Answer] = []
     said = float("-inf")
     try:
         for event in events:
-            if held is not None and type(event) is type(held):
-                event = replace(event, text=held.text + event.text)
-            elif held is not None:
-                yield held
-            held = None
-            if _may_wait(event) and clock() - said < GATHER_S:
-                held = event
+            if held and type(event) is not type(held[0]):
+                yield _joined(held)
+                held = []
+            if not isinstance(event, Reasoning | Answer):
+                yield event
                 continue
-            yield event
-            said = clock()
+            held.append(event)
+            if not (_may_wait(event) and clock() - said < GATHER_S):
+                yield _joined(held)
+                held, said = [], clock()
     except QwqError:
-        if held is not None:
-            yield held
+        if held:
+            yield _joined(held)
         raise
+
+
+def _joined(pieces: list[Reasoning | Answer]) -> Event:
+    """One piece with the text of all, the number of tokens and the end of the last."""
+    last = pieces[-1]
+    return last if len(pieces) == 1 else replace(last, text="".join(p.text for p in pieces))
 
 
 def main() -> None:
