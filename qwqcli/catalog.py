@@ -104,5 +104,5 @@ def _unknown(name: str) -> UsageError:
         return UsageError(
             f"{name} is neither a file nor a model on this machine.", f"qwq pull {name}"
         )
-    near = config.nearest(name.lower(), (BUILT_IN, *QWQ, *BY_NAME))
+    near = config.closest(name.lower(), (BUILT_IN, *QWQ, *BY_NAME)) or BUILT_IN
     return UsageError(f"There is no model called '{name}'.", f"--model {near}, or see: qwq list")

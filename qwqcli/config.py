@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -239,8 +239,12 @@ def shown(value: Any) -> str:
 
 def nearest(name: str, known: Any) -> str:
     """What was probably meant, else all that could be."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return close[0] if close else f"one of {', '.join(sorted(known))}"
+    return closest(name, known) or f"one of {', '.join(sorted(known))}"
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """What was probably meant; empty if nothing is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...], source: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from qwqcli import budget, checkers, inputs, yaml_file
 from qwqcli.checkers import Checker, recall
-from qwqcli.config import RANGES, Paths, nearest
+from qwqcli.config import RANGES, Paths, closest, nearest
 from qwqcli.errors import UsageError
 from qwqcli.messages import Sampling
 from qwqcli.yaml_file import Place, YamlFile
@@ -113,8 +113,8 @@ class Library:
     def find(self, name: str) -> Prompt:
         """The prompt with this id. Raises UsageError with the nearest one."""
         if name not in self._prompts:
-            close = nearest(name, self._prompts) if self._prompts else ""
-            hint = "qwq prompts list" if close.startswith("one of") else f"qwq prompts show {close}"
+            close = closest(name, self._prompts)
+            hint = f"qwq prompts show {close}" if close else "qwq prompts list"
             raise UsageError(f"There is no prompt '{name}'.", hint)
         return self._prompts[name]
 
@@ -145,10 +145,10 @@ def _unknown(
     name: str, typed: str, prompts: Sequence[Prompt], others: Sequence[str] = ()
 ) -> UsageError:
     """With what to type instead: the nearest name, else the files and `others` to choose from."""
-    close = nearest(name, {*others, *(known for prompt in prompts for known in prompt.suites)})
-    if close.startswith("one of"):
-        close = nearest("", {*others, *(prompt.suite for prompt in prompts)})
-    return UsageError(f"No suite, tag or prompt is called '{name}'.", f"{typed} {close}")
+    known = {*others, *(name for prompt in prompts for name in prompt.suites)}
+    files = {*others, *(prompt.suite for prompt in prompts)}
+    meant = closest(name, known) or nearest(name, files)
+    return UsageError(f"No suite, tag or prompt is called '{name}'.", f"{typed} {meant}")
 
 
 def folders(paths: Paths) -> tuple[Path, Path]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from qwqcli import catalog
 from qwqcli.config import Settings
 from qwqcli.engine import Control, never
-from qwqcli.errors import QwqError
 from qwqcli.messages import Message
 from qwqcli.repl import converse
 from qwqcli.repl.chat import Chat
@@ -47,19 +47,23 @@ class Table:
     """A chat on a terminal that is a string, with engines that follow scripts."""
 
     def __init__(
-        self, *replies: Script, settings: Settings | None = None, store: Store | None = None
+        self,
+        *replies: Script,
+        settings: Settings | None = None,
+        store: Store | None = None,
+        columns: int = 80,
     ) -> None:
         self.tty = Tty()
         self.clock = Clock()
         self.engines: list[ScriptedEngine] = []
         self.replies = replies or (("hmm", "Hello."),)
-        screen = Screen(self.tty, self.tty, {"TERM": "xterm"}, self.clock, lambda: (80, 24))
+        screen = Screen(self.tty, self.tty, {"TERM": "xterm"}, self.clock, lambda: (columns, 24))
         settings = settings or Settings(model="scripted")
         self.chat = Chat(self.open, self.open(settings.model), settings, screen, store)
 
     def open(self, name: str) -> ScriptedEngine:
         if name == "absent":
-            raise QwqError("There is no model 'absent'.", "qwq list")
+            catalog.resolve(name, {"HOME": "/nowhere"})  # raises what a person gets
         self.engines.append(ScriptedEngine(self.replies))
         return self.engines[-1]
 

@@ -263,6 +263,19 @@ def test_context_tells_what_fills_the_window(here: Path) -> None:
     assert sum(counts.values()) == 4096
 
 
+def test_the_picture_of_the_window_fits() -> None:
+    """In a narrow window it is drawn smaller, and no row of it wraps."""
+    for columns in (80, 40, 20):
+        table = Table(columns=columns)
+        table.type("one", "/context")
+        bar = re.search(r"\[[SHF+.]+ *\]", table.text)
+        assert bar is not None
+        assert len(bar[0]) == min(42, columns - 1)
+    table = Table(columns=40)
+    table.type("/context")
+    assert [len(row) for row in re.findall(r"  [SHF+.] .* %", table.text)] == [39] * 5
+
+
 # --- the editor --------------------------------------------------------------------------------
 
 
@@ -320,10 +333,24 @@ def test_paths_are_offered(here: Path) -> None:
 
 
 def test_sessions_are_offered(tmp_path: Path) -> None:
-    """By name, else by id."""
+    """By name, else by id; a name with blanks goes on after each of them."""
     store = Store(tmp_path / "s.db")
-    Table(store=store).type("one", "/name sums")
+    Table(store=store).type("one", "/name my long sums")
     table = Table(store=store)
     table.type("two")
-    assert offered(table, "/resume ") == [table.chat.session.id, "sums"]
+    assert offered(table, "/resume ") == [table.chat.session.id, "my long sums"]
+    assert offered(table, "/resume my lo") == ["long sums"]
+    assert offered(table, "/resume my long ") == ["sums"]
+    assert offered(table, "/resume your lo") == []
+    table.type("/resume my long sums")
+    assert table.chat.session.name == "my long sums"
     store.close()
+
+
+def test_a_path_that_was_completed_is_a_model(here: Path) -> None:
+    """/model takes a path as it is offered."""
+    (here / "a b.gguf").write_text("")
+    table = Table()
+    assert offered(table, "/model a") == ["auto", "a\\ b.gguf"]
+    table.type("/model a\\ b.gguf")
+    assert table.chat.settings.model == "a b.gguf"

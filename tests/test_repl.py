@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from qwqcli.config import Paths, Settings
 from qwqcli.errors import ContextFull, EngineError, QwqError
 from qwqcli.interrupt import interruptible
 from qwqcli.messages import Answer, Done, Message, Reasoning, Stats
+from qwqcli.prompts import Library, Prompt
 from qwqcli.repl import converse, run_chat
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.commands import COMMANDS, completions, find_command, parse
@@ -141,6 +143,15 @@ def test_an_unknown_command_is_no_question() -> None:
     assert table.sent == [[Message("user", "/tmp")]]
 
 
+def test_hints_are_what_is_typed_here() -> None:
+    """What a hint says on the command line is said as a command of the chat."""
+    table = Table()
+    table.chat.library = lambda: Library([Prompt("sum", "", "en", "", "")])
+    table.type("/model absent", "/prompt sun", "/resume nowhere")
+    hints = re.findall("try: (.*)", table.text)
+    assert hints == ["/model tiny, or see: qwq list", "/prompt sum", "/resume"]
+
+
 def test_help_lists_every_command() -> None:
     """Dispatch, help and completion come from one table."""
     table = Table()
@@ -208,7 +219,7 @@ def test_a_model_that_cannot_be_opened_leaves_the_old_one() -> None:
     """After an error of /model the chat goes on with the model it had."""
     table = Table()
     table.type("/model absent", "one", "/model")
-    assert "There is no model 'absent'." in table.text
+    assert "There is no model called 'absent'." in table.text
     assert len(table.sent) == 1
     assert "The model is scripted." in table.text
 

@@ -30,8 +30,9 @@ def stats(chat: Chat, argument: str) -> None:
 
 def model(chat: Chat, argument: str) -> None:
     if argument:
-        chat.switch(argument)
-        chat.say(f"The model is now {argument}; the conversation goes on.")
+        name = argument.replace("\\ ", " ")  # as completion writes a path
+        chat.switch(name)
+        chat.say(f"The model is now {name}; the conversation goes on.")
     else:
         chat.say(f"The model is {chat.settings.model}.")
 

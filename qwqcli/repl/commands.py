@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import textwrap
 from collections.abc import Callable
@@ -14,11 +13,19 @@ import qwqcli.repl.room as room
 import qwqcli.repl.thoughts as thoughts
 import qwqcli.repl.turns as turns
 import qwqcli.repl.window as window
+from qwqcli.config import closest
 from qwqcli.errors import ContextFull, QwqError
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.completion import Values, models, paths, prompts, sessions, settings, values
 from qwqcli.repl.insert import insert
 from qwqcli.repl.prompt import last_word
+
+# what the hint of an error says on the command line, and what is typed here in its place
+HINTS = {
+    "--model ": "/model ",
+    "qwq prompts show ": "/prompt ",
+    "qwq sessions list": "/resume",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ def obey(chat: Chat, line: str) -> None:
         chat.complain(ContextFull(error.message))  # the choices are its hint
         _show_choices(chat)
     except QwqError as error:
+        for there, here in HINTS.items():
+            error.hint = error.hint.replace(there, here)
         chat.complain(error)
 
 
@@ -81,8 +90,7 @@ def find_command(name: str) -> Command:
     known = {word: command for command in COMMANDS for word in (command.name, *command.aliases)}
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    meant = f"/{close[0]}" if close else "/help"
+    meant = f"/{closest(name, known) or 'help'}"
     raise QwqError(
         f"There is no command /{name}.",
         f"{meant}, or //{name} ... to send the line to the model (arrow-up brings it back)",

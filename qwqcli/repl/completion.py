@@ -53,9 +53,11 @@ def models(chat: Chat, argument: str) -> Iterator[str]:
 
 
 def sessions(chat: Chat, argument: str) -> list[str]:
-    """Names of sessions, and the ids of those without."""
+    """Names of sessions, and the ids of those without, from where the last word begins."""
+    typed = len(argument) - len(last_word(argument))
     found = chat.record.store.summaries(MOST)
-    return [summary.session.name or summary.session.id for summary in found]
+    names = [summary.session.name or summary.session.id for summary in found]
+    return [name[typed:] for name in names if name.startswith(argument)]
 
 
 def prompts(chat: Chat, argument: str) -> list[str]:

@@ -83,7 +83,7 @@ def name(chat: Chat, argument: str) -> None:
     if argument:
         old, wanted = chat.session, " ".join(argument.split())
         if chat.record.store.taken(wanted, old.id):
-            raise UsageError(f"Another session is called '{wanted}'.", "qwq sessions list")
+            raise UsageError(f"Another session is called '{wanted}'.", f"/name {wanted} 2")
         chat.session = replace(old, name=wanted)
         if not chat.save():
             chat.session = old

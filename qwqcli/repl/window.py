@@ -26,7 +26,7 @@ AT_START = (
     "editing",
 )
 NAMES = tuple(f.name for f in fields(config.Settings) if f.name not in AT_START)
-BAR = 40  # cells of the picture of the window
+BAR = 40  # cells of the picture of the window at most
 
 
 def change(chat: Chat, argument: str) -> None:
@@ -52,9 +52,10 @@ def context(chat: Chat, argument: str) -> None:
     n_ctx = chat.engine.info().n_ctx
     parts = _parts(chat)
     parts["free"] = max(n_ctx - sum(parts.values()), 0)
-    chat.say(_bar(list(parts.values()), n_ctx))
+    width = min(BAR, max(chat.screen.out.size()[0] - 3, 1))
+    chat.say(_bar(list(parts.values()), n_ctx, width))
     for (name, count), mark in zip(parts.items(), MARKS, strict=True):
-        chat.say(f"  {mark} {name:12} {count:9,} tokens  {100 * count / n_ctx:5.1f} %")
+        chat.say(f"  {mark} {name:10} {count:8,} tokens  {100 * count / n_ctx:5.1f} %")
     used = sum(parts.values()) - parts["free"]
     chat.say(
         f"{used:,} of {tokens(n_ctx)} are used; a reply, thought and all, must fit into the rest."
@@ -100,10 +101,10 @@ def count_files(chat: Chat, files: Sequence[Attachment]) -> int:
     return count([Message("user", together)]) - count([Message("user", alone)]) if files else 0
 
 
-def _bar(counts: list[int], n_ctx: int) -> str:
-    cells = [round(BAR * count / n_ctx) for count in counts]
+def _bar(counts: list[int], n_ctx: int, width: int) -> str:
+    cells = [round(width * count / n_ctx) for count in counts]
     drawn = "".join(mark * n for mark, n in zip(MARKS, cells, strict=True))
-    return f"[{drawn[:BAR]:{BAR}}]"
+    return f"[{drawn[:width]:{width}}]"
 
 
 def _range(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from qwqcli.checkers import Verdict
 from qwqcli.checkers.verdict import boxed
-from qwqcli.config import nearest
+from qwqcli.config import closest
 from qwqcli.errors import UsageError
 from qwqcli.suite import Task
 
@@ -48,8 +48,7 @@ def tasks(name: str, seed: int) -> list[Task]:
         ) from error
     task = name.removeprefix(PREFIX)
     if task not in DATASETS:
-        close = nearest(task, DATASETS)
-        some = PREFIX + ("basic_arithmetic" if close.startswith("one of") else close)
+        some = PREFIX + (closest(task, DATASETS) or "basic_arithmetic")
         raise UsageError(f"reasoning-gym has no task '{task}'.", f"--suite {some}")
     dataset = reasoning_gym.create_dataset(task, size=SIZE, seed=seed)
     return [
