@@ -35,7 +35,7 @@ from qwqcli.messages import (
     Stop,
     ThoughtEnd,
 )
-from qwqcli.terminal import Clock, Output, Screen, StatusLine, clip, visible, wrap
+from qwqcli.terminal import Clock, Output, Screen, StatusLine, fit, visible, wrap
 from qwqcli.trim import Cut
 
 # --- figures -----------------------------------------------------------------------------------
@@ -312,9 +312,9 @@ class ThoughtMeter:
         shares = [f"budget {_percent(max(used))}"] if used else []
         return [*shares, f"context {_percent((room.prompt + self.tokens) / room.context)}"]
 
-    def summary(self, dot: str) -> str:
+    def summary(self) -> list[str]:
         why = [ENDS[self.end]] if self.end in ENDS else []
-        return dot.join([f"Thought for {duration(self.seconds)}", tokens(self.tokens), *why])
+        return [f"Thought for {duration(self.seconds)}", tokens(self.tokens), *why]
 
 
 # why a thought was closed from outside, as its summary says it
@@ -428,8 +428,8 @@ class TerminalView(View):
         if self._meter.started and self._thinking == "show":
             stays += "\n"
         if self._meter.started and (self._thinking == "fold" or self._meter.end in ENDS):
-            summary = self._meter.summary(self._side.symbols.dot)
-            stays += self._side.dim(clip(summary, max(self._side.size()[0], 1))) + "\n"
+            width, dot = self._side.size()[0], self._side.symbols.dot
+            stays += self._side.dim(fit(self._meter.summary(), width, dot)) + "\n"
         self._end_live(stays)
 
     def _say_stop(self, reply: Reply) -> None:

@@ -41,7 +41,7 @@ def _pictures() -> dict[int, str]:
     return {**c0, 0x7F: "\u2421", **c1, **order, **lone, **tags}
 
 
-_PICTURES = _pictures()
+PICTURES = _pictures()
 
 
 def visible(text: str) -> str:
@@ -49,7 +49,7 @@ def visible(text: str) -> str:
 
     Works character by character, so it is right for any split of a stream.
     """
-    return text.translate(_PICTURES)
+    return text.translate(PICTURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,16 @@ def clip_left(text: str, width: int) -> str:
     """The longest end of `text` that fits, not beginning in the middle of a character."""
     kept = clip(text[::-1], width)[::-1]
     return kept if kept == text else kept.lstrip("\u200d\ufe0f" + _COMBINING)
+
+
+def fit(parts: Sequence[str], width: int, dot: str) -> str:
+    """As many of `parts` as have room in a row, with `dot` between them; the first one clipped."""
+    row = parts[0]
+    for part in parts[1:]:
+        if cells(row + dot + part) > width:
+            break
+        row += dot + part
+    return clip(row, width)
 
 
 def wrap(text: str, width: int) -> str:
@@ -307,17 +317,9 @@ class StatusLine:
         symbols = self._out.symbols
         spinner = symbols.spinner[self._frame % len(symbols.spinner)]
         self._frame += 1
-        row = _fit(f"{spinner} {parts[0]}", parts[1:], self._region.width, symbols)
+        row = fit([f"{spinner} {parts[0]}", *parts[1:]], self._region.width, symbols.dot)
         self._region.draw([self._out.dim(text) for text in (row, *below)])
 
     def clear(self, above: str = "") -> None:
         """Remove the rows; `above` stays in their place."""
         self._region.draw([], above)
-
-
-def _fit(row: str, parts: Sequence[str], width: int, symbols: Symbols) -> str:
-    for part in parts:
-        if cells(row + symbols.dot + part) > width:
-            break
-        row += symbols.dot + part
-    return clip(row, width)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pseudo_terminal import Terminal
+from pseudo_terminal import ScriptedChat
 
 from qwqcli import builtin
 from qwqcli.engine import Engine, EngineSpec, selfcheck
@@ -88,12 +88,12 @@ def environ(cache: Path, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., ScriptedChat]]:
     """Start chats in terminals; each is ended with its test."""
-    started: list[Terminal] = []
+    started: list[ScriptedChat] = []
 
-    def start(*replies: tuple[str, str], columns: int = 80, **environ: str) -> Terminal:
-        started.append(Terminal(tmp_path, columns, replies, environ))
+    def start(*replies: tuple[str, str], columns: int = 80, **environ: str) -> ScriptedChat:
+        started.append(ScriptedChat(tmp_path, columns, replies, environ))
         return started[-1]
 
     yield start

@@ -7,13 +7,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pexpect
 import pyte
 
 ROOT = Path(__file__).parents[1]
+WHERE = b"\x1b[6n"  # a new prompt asks the terminal where the cursor is
 
 
 class Emulator(pyte.HistoryScreen):
@@ -28,32 +29,15 @@ class Emulator(pyte.HistoryScreen):
 
 
 class Terminal:
-    """A chat with a scripted engine in a pseudo-terminal of its own."""
+    """A program in a pseudo-terminal of its own; the methods know the prompt of a chat."""
 
     def __init__(
-        self,
-        home: Path,
-        columns: int,
-        replies: tuple[tuple[str, str], ...],
-        environ: dict[str, str],
+        self, argv: Sequence[str], cwd: Path, environ: dict[str, str], columns: int
     ) -> None:
-        self.log = home / "sent"
-        environ = {
-            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE")},
-            "TERM": "xterm-256color",
-            "LANG": "C.UTF-8",
-            "PYTHONUTF8": "1",
-            "FAKE_HOME": str(home),
-            "FAKE_LOG": str(self.log),
-            "FAKE_DELAY": "0.01",
-            **({"FAKE_REPLIES": json.dumps(replies)} if replies else {}),
-            **environ,
-        }
         self.child = pexpect.spawn(
-            sys.executable,
-            ["-m", "tests.fakes"],
-            cwd=str(ROOT),
+            argv[0],
+            list(argv[1:]),
+            cwd=str(cwd),
             env=environ,  # type: ignore[arg-type]
             dimensions=(24, columns),
         )
@@ -61,8 +45,10 @@ class Terminal:
         self.emulator = Emulator(columns, self.child.send)
         self._stream = pyte.ByteStream(self.emulator)
         self.raw = b""
+        self._typed_at = 0  # in `raw`
 
     def keys(self, text: str) -> None:
+        self._typed_at = len(self.raw)
         self.child.send(text)
 
     @property
@@ -73,7 +59,7 @@ class Terminal:
         lines = (screen.buffer[y] for y in range(screen.lines))
         rows = ("".join(line[x].data for x in range(screen.columns)).rstrip() for line in lines)
         text = "\n".join(rows).rstrip("\n")
-        return re.sub(r"\n+[\d,]+ used\b[^\n]*\Z", "", text).split("\n")
+        return re.sub(r"\n+[\d,]+ free\b[^\n]*\Z", "", text).split("\n")
 
     def see(self, seen: Callable[[list[str]], bool] | str, timeout: float = 40) -> list[str]:
         """Wait until the screen is as expected."""
@@ -88,10 +74,14 @@ class Terminal:
         """Wait for an empty prompt."""
         return self.see(lambda rows: rows[-1] == ">")
 
+    def ready(self) -> list[str]:
+        """Wait for an empty prompt that has begun since the last keys were typed."""
+        return self.see(lambda rows: rows[-1] == ">" and WHERE in self.raw[self._typed_at :])
+
     def ask(self, question: str) -> list[str]:
         """Submit a question and wait for the prompt after the reply."""
         self.keys(question + "\r")
-        return self.see(lambda rows: rows[-1] == ">" and f"> {question}" in rows)
+        return self.ready()
 
     def left(self) -> int:
         """Wait until the chat has ended; its exit code."""
@@ -113,3 +103,29 @@ class Terminal:
         self.raw += data
         self._stream.feed(data)
         return True
+
+
+class ScriptedChat(Terminal):
+    """A chat with an engine that follows a script, and notes in `log` what it was sent."""
+
+    def __init__(
+        self,
+        home: Path,
+        columns: int,
+        replies: tuple[tuple[str, str], ...],
+        environ: dict[str, str],
+    ) -> None:
+        self.log = home / "sent"
+        environ = {
+            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE")},
+            "TERM": "xterm-256color",
+            "LANG": "C.UTF-8",
+            "PYTHONUTF8": "1",
+            "FAKE_HOME": str(home),
+            "FAKE_LOG": str(self.log),
+            "FAKE_DELAY": "0.01",
+            **({"FAKE_REPLIES": json.dumps(replies)} if replies else {}),
+            **environ,
+        }
+        super().__init__([sys.executable, "-m", "tests.fakes"], ROOT, environ, columns)

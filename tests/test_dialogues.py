@@ -23,7 +23,7 @@ import pytest
 
 from qwqcli.conversation import Turn
 from qwqcli.sessions import Store, new_session, new_turn_id
-from tests.pseudo_terminal import ROOT, Emulator, Terminal
+from tests.pseudo_terminal import ROOT, ScriptedChat, Terminal
 
 ENTER, TAB = "\r", "\t"
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -49,17 +49,8 @@ class Dialogue(Terminal):
     """`qwq chat` in a pseudo-terminal of its own."""
 
     def __init__(self, environ: dict[str, str], cwd: Path, columns: int, *argv: str) -> None:
-        self.child = pexpect.spawn(
-            sys.executable,
-            ["-m", "qwqcli", "chat", *argv],
-            cwd=str(cwd),
-            env=environ,  # type: ignore[arg-type]
-            dimensions=(24, columns),
-        )
-        self.child.delaybeforesend = None
-        self.emulator = Emulator(columns, self.child.send)
-        self._stream = pyte.ByteStream(self.emulator)
-        self.raw = b""
+        command = [sys.executable, "-m", "qwqcli", "chat", *argv]
+        super().__init__(command, cwd, environ, columns)
 
     @property
     def text(self) -> str:
@@ -79,12 +70,6 @@ class Dialogue(Terminal):
         """Type a line, submit it, and wait for the next prompt."""
         self.keys(text + ENTER)
         self.ready()
-
-    def ready(self) -> None:
-        """Wait for an empty prompt below something else than the last one."""
-        time.sleep(0.15)
-        self.see(lambda rows: rows[-1] == ">" or rows[-1].startswith("> "), timeout=30)
-        self.see(lambda rows: rows[-1] == ">", timeout=30)
 
     def leave(self) -> None:
         self.keys(CTRL_D)
@@ -122,7 +107,7 @@ def slow(tmp_path: Path) -> Iterator[Slow]:
 
     def start(columns: int) -> Terminal:
         reply = ("thought " * 80, "It is 133.")
-        started.append(Terminal(tmp_path, columns, (reply,), {"FAKE_DELAY": "0.05"}))
+        started.append(ScriptedChat(tmp_path, columns, (reply,), {"FAKE_DELAY": "0.05"}))
         return started[-1]
 
     yield start

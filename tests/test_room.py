@@ -257,7 +257,7 @@ def test_status_line() -> None:
     table = Table([*script, Done("end", Stats(31, 12, 5, 2))], ("", "?"))
     assert table.chat.status == ""
     table.type("2 + 2?")
-    assert table.chat.status == "33 used · 12 reused · 4,063 free of 4,096 tokens"
+    assert table.chat.status == "4,063 free of 4,096 tokens · 33 used · 12 reused"
     table.type("/clear")
     assert table.chat.status == ""
     table.type("2 + 2?", "/model scripted")

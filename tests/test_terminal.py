@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pseudo_terminal import Terminal
+from pseudo_terminal import ScriptedChat
 
 from qwqcli.terminal import wrap
 
@@ -16,7 +16,7 @@ CTRL_C, CTRL_D = "\x03", "\x04"
 PASTE = "\x1b[200~{}\x1b[201~"
 
 
-Start = Callable[..., Terminal]
+Start = Callable[..., ScriptedChat]
 
 
 def test_a_conversation(start: Start) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pexpect
 import pyte
 import pytest
-from pseudo_terminal import ROOT, Terminal
+from pseudo_terminal import ROOT, ScriptedChat
 
 CTRL_C, CTRL_N, CTRL_O, CTRL_Z = "\x03", "\x0e", "\x0f", "\x1a"
 PASTE = "\x1b[200~{}\x1b[201~"
@@ -23,7 +23,7 @@ THOUGHT = "".join(f"w{n} " for n in range(1, 41))
 ANSWER = "".join(f"a{n} " for n in range(1, 9)) + "done."
 PROMPT = ">"
 
-Start = Callable[..., Terminal]
+Start = Callable[..., ScriptedChat]
 
 # what is on the screen at the moment when a key is pressed; "" means at once
 MOMENTS = {
@@ -39,7 +39,7 @@ WIDTHS = (20, 80, 200)
 CASES = [(moment, WIDTHS[n % 3]) for n, moment in enumerate(MOMENTS)]
 
 
-def slow(start: Start, columns: int, **environ: str) -> Terminal:
+def slow(start: Start, columns: int, **environ: str) -> ScriptedChat:
     """A chat that loads, processes its prompt, thinks and answers slowly enough to be met at it."""
     terminal = start(
         (THOUGHT, ANSWER),
@@ -54,7 +54,7 @@ def slow(start: Start, columns: int, **environ: str) -> Terminal:
     return terminal
 
 
-def press(terminal: Terminal, keys: str, moment: str) -> list[str]:
+def press(terminal: ScriptedChat, keys: str, moment: str) -> list[str]:
     """Ask, press `keys` at the moment, and wait for the next prompt."""
     terminal.keys("Q\r" + (keys if not MOMENTS[moment] else ""))
     if MOMENTS[moment]:

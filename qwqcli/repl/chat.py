@@ -38,7 +38,7 @@ from qwqcli.repl.keys import KeysDuringReply, only_interrupt
 from qwqcli.repl.prompt import NoPrompt, Prompt
 from qwqcli.repl.record import Growing, Record
 from qwqcli.sessions import Session, Store, new_session, new_turn_id
-from qwqcli.terminal import Output, Screen, clip, visible
+from qwqcli.terminal import Output, Screen, clip, fit, visible
 
 if TYPE_CHECKING:
     from qwqcli.prompts import Library
@@ -132,14 +132,16 @@ class Chat:
 
     @property
     def status(self) -> str:
-        """The window after the last reply in one line; empty as long as nothing is known of it."""
+        """The window after the last reply in one row; empty as long as nothing is known of it."""
         stats = self.last.stats if self.last else Stats()
         if not (self.n_ctx and stats.prompt_tokens):
             return ""
         used = stats.prompt_tokens + stats.answer_tokens  # a thought is not sent again
         free = max(self.n_ctx - used, 0)
-        parts = [f"{used:,} used", f"{stats.reused_tokens:,} reused"]
-        return self.screen.out.symbols.dot.join([*parts, f"{free:,} free of {tokens(self.n_ctx)}"])
+        room = f"{free:,} free of {tokens(self.n_ctx)}"
+        parts = [room, f"{used:,} used", f"{stats.reused_tokens:,} reused"]
+        out = self.screen.out
+        return fit(parts, out.size()[0] - 1, out.symbols.dot)
 
     @property
     def _side(self) -> Output:

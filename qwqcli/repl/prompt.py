@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from qwqcli import atomic
 from qwqcli.errors import UsageError
-from qwqcli.terminal import Output, clip, visible
+from qwqcli.terminal import PICTURES, Output, visible
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -153,8 +153,12 @@ class TerminalPrompt:
         from prompt_toolkit.application.current import get_app
         from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
         from prompt_toolkit.filters import Condition
+        from prompt_toolkit.layout.screen import Char
         from prompt_toolkit.styles import Style
 
+        # the library shows control characters itself, but not what reverses or hides text
+        hidden = {chr(code): picture for code, picture in PICTURES.items()}
+        Char.display_mappings = {**hidden, **Char.display_mappings}
         self._say = say
         self._offers = complete
         self._history = _open_history(history, say)
@@ -186,8 +190,7 @@ class TerminalPrompt:
         if self._trouble:
             self._say(f"What you type is not kept on disk: {self._trouble.strerror}.")
             self._trouble = None
-        status = clip(self.status(), shutil.get_terminal_size().columns - 1)
-        self._session.bottom_toolbar = status or None
+        self._session.bottom_toolbar = self.status() or None
         return self._session.prompt(default=self._pastes.fold(default))
 
     def ask(self, question: str) -> str:
