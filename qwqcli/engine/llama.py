@@ -17,7 +17,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qwqcli.engine import (
@@ -414,7 +414,7 @@ class _Clock:
         self.prompt_s = self.now()
 
     def token(self) -> None:
-        self.last_token = self.now()
+        self.last_token = time.perf_counter() - self._start
         if self.first_token is None:
             self.first_token = self.last_token
 
@@ -429,9 +429,7 @@ class _Reply:
     answer_tokens: int = 0
     thought_end: ThoughtEnd | None = None
     text: str = ""  # what the last token added, tags and all
-    _utf8: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
-    )
+    _rest: bytes = b""  # the beginning of a character
 
     @property
     def inside(self) -> bool:
@@ -441,7 +439,7 @@ class _Reply:
     @property
     def closable(self) -> bool:
         """Whether a thought is open and not in the middle of a character."""
-        return self.splitter.inside and not self._utf8.getstate()[0]
+        return self.splitter.inside and not self._rest
 
     @property
     def tokens(self) -> int:
@@ -454,7 +452,7 @@ class _Reply:
         """
         self.clock.token()
         inside = self.splitter.inside
-        self.text = self._utf8.decode(piece)
+        self.text = self._decoded(piece)
         pieces = self.splitter.feed(self.text)
         if inside or self.splitter.inside:
             self.reasoning_tokens += 1
@@ -469,8 +467,14 @@ class _Reply:
 
     def flush(self) -> list[Event]:
         """Events of what was held back: half a character, or what might have been a tag."""
-        rest = self._utf8.decode(b"", final=True)
+        rest = self._decoded(b"", final=True)
         return self._events(self.splitter.feed(rest) + self.splitter.flush())
+
+    def _decoded(self, piece: bytes, final: bool = False) -> str:
+        data = self._rest + piece
+        text, used = codecs.utf_8_decode(data, "replace", final)
+        self._rest = data[used:]
+        return text
 
     def _events(self, pieces: list[Piece]) -> list[Event]:
         events: list[Event] = []

@@ -314,10 +314,7 @@ class Context:
         self._tokens = (lib.llama_token * placement.n_batch)()
         self._one = lib.llama_batch_get_one(self._tokens, 1)
         self.n_batch = placement.n_batch
-
-    @property
-    def n_ctx(self) -> int:
-        return int(lib.llama_n_ctx(self._context))
+        self.n_ctx = int(lib.llama_n_ctx(self._context))
 
     def abort(self, on: bool = True) -> None:
         """Stop a decode that is under way in another thread; acts on the CPU backend only."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeAlias
 
 from qwqcli.engine import pipes, selfcheck, wire
 from qwqcli.errors import QwqError
@@ -32,7 +32,7 @@ class Worker:
     def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
         self._requests, self._replies = requests, replies
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._orders = {Order.STOP: 0, Order.ANSWER: 0}  # the highest request id that got each
+        self._stopped = self._hurried = 0  # the last request to stop, and to answer now
         self._engine: Any = None
         self._idle_work: wire.Prepare | None = None
         self._last_progress = 0.0
@@ -113,23 +113,28 @@ class Worker:
             self._say(event)
 
     def _order(self, request: int) -> Order:
-        for order, latest in self._orders.items():
-            if latest >= request:
-                return order
-        return Order.GO_ON
+        if self._stopped >= request:
+            return Order.STOP
+        return Order.ANSWER if self._hurried >= request else Order.GO_ON
 
     def _read(self) -> None:
         for line in self._requests:
             request = wire.decode(line)
             if isinstance(request, wire.Give):
-                self._orders[Order(request.order)] = request.id
-                if self._engine and request.order == Order.STOP:
-                    self._engine.abort()
+                self._give(request)
             else:
                 self._queue.put(request)
                 if self._idle_work:
                     self._engine.abort()
         os._exit(0)  # the parent has closed us, or has died; native code may be anywhere
+
+    def _give(self, order: wire.Give) -> None:
+        if order.order == Order.ANSWER:
+            self._hurried = order.id
+        elif order.order == Order.STOP:
+            self._stopped = order.id
+            if self._engine:
+                self._engine.abort()
 
     def _progress(self, done: float) -> bool:
         now = time.monotonic()
@@ -143,7 +148,10 @@ class Worker:
         self._replies.flush()
 
 
-def _may_wait(piece: Reasoning | Answer) -> bool:
+_Piece: TypeAlias = Reasoning | Answer
+
+
+def _may_wait(piece: _Piece) -> bool:
     """Not the piece that closes a thought: what comes after it belongs to another."""
     return isinstance(piece, Answer) or piece.end is None
 
@@ -157,14 +165,14 @@ def gathered(
     the model. A piece waits only where one was said less than GATHER_S ago, and no longer than
     until the first token after that.
     """
-    held: list[Reasoning | Answer] = []
+    held: list[_Piece] = []
     said = float("-inf")
     try:
         for event in events:
             if held and type(event) is not type(held[0]):
                 yield _joined(held)
                 held = []
-            if not isinstance(event, Reasoning | Answer):
+            if not isinstance(event, _Piece):
                 yield event
                 continue
             held.append(event)
@@ -177,7 +185,7 @@ def gathered(
         raise
 
 
-def _joined(pieces: list[Reasoning | Answer]) -> Event:
+def _joined(pieces: list[_Piece]) -> Event:
     """One piece with the text of all, the number of tokens and the end of the last."""
     last = pieces[-1]
     return last if len(pieces) == 1 else replace(last, text="".join(p.text for p in pieces))
