@@ -265,7 +265,7 @@ class MarkdownStream:
         self.draw(self._stay(self._splitter.feed(visible(text))))
 
     def draw(self, above: str = "") -> None:
-        """Draw the unfinished rest if it has changed and a frame is due."""
+        """Draw the unfinished rest if it has changed and a frame is due; `above` it whole lines."""
         if above or (self._changed and self._throttle.due()):
             self._region.draw(self._tail_rows(), above)
             self._changed = False
@@ -273,10 +273,6 @@ class MarkdownStream:
     def flush(self) -> None:
         """The text is over: all of it stays."""
         self._region.draw([], self._stay(self._splitter.flush()))
-
-    def interject(self, line: str) -> None:
-        """Put a line of our own above the unfinished rest."""
-        self.draw(line)
 
     def _stay(self, pieces: Iterable[Piece]) -> str:
         return "".join(row + "\n" for piece in pieces for row in self._rows(piece, stays=True))

@@ -378,7 +378,8 @@ class TerminalView(View):
         """From now on draw thoughts in this way, also the one that is coming in."""
         self._thinking = thinking
         if self._thought_over:
-            self._afterwards = f"Thoughts from now on: {thinking}. Ctrl+O shows this one."
+            this = " Ctrl+O shows this one." if self._meter.started else ""
+            self._afterwards = f"Thoughts from now on: {thinking}.{this}"
         elif self._meter.started and thinking == "show":
             self._show_text()
         elif self._meter.started:
@@ -501,7 +502,7 @@ class ChatView(TerminalView):
 
     def notice(self, event: Notice) -> None:
         if self._thought_over:
-            self._markdown.interject(_noted(event.text, self._side))
+            self._markdown.draw(_noted(event.text, self._side))
         else:
             super().notice(event)
 
@@ -546,37 +547,18 @@ class StreamJsonView(View):
         self._out = screen.out
         self._model = model
 
-    def loading(self, event: Loading) -> None:
-        self._write("loading", event)
-
-    def loaded(self, event: Loaded) -> None:
-        self._write("loaded", event)
-
-    def prompting(self, event: Prompting) -> None:
-        self._write("prompting", event)
-
-    def room(self, event: Room) -> None:
-        self._write("room", event)
-
-    def reasoning(self, event: Reasoning) -> None:
-        self._write("reasoning", event)
-
-    def answer(self, event: Answer) -> None:
-        self._write("answer", event)
-
-    def notice(self, event: Notice) -> None:
-        self._write("notice", event)
-
     def done(self, reply: Reply) -> None:
         stats = stats_object(reply.stats)
         how = {"stop": reply.stop, "thought_end": reply.thought_end}
         _write_json(self._out, {"type": "done", "model": self._model, **how, "stats": stats})
 
-    def _write(self, kind: str, event: Event) -> None:
+    def _write(self, event: Event) -> None:
         fields = asdict(event)
         if fields.get("end", "") is None:  # only the piece that closes a thought says why
             del fields["end"]
-        _write_json(self._out, {"type": kind, **fields})
+        _write_json(self._out, {"type": type(event).__name__.lower(), **fields})
+
+    loading = loaded = prompting = room = reasoning = answer = notice = _write
 
 
 def _write_json(out: Output, value: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from qwqcli.errors import ContextFull, EngineError, QwqError
 from qwqcli.interrupt import interruptible
 from qwqcli.messages import Answer, Done, Message, Reasoning, Stats
 from qwqcli.prompts import Library, Prompt
+from qwqcli.render import Reply
 from qwqcli.repl import converse, run_chat
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.commands import COMMANDS, completions, find_command, parse
@@ -222,6 +223,28 @@ def test_a_model_that_cannot_be_opened_leaves_the_old_one() -> None:
     assert "There is no model called 'absent'." in table.text
     assert len(table.sent) == 1
     assert "The model is scripted." in table.text
+
+
+def test_the_greeting_names_the_file_of_a_path() -> None:
+    """A name stands as it was typed; of a long path only its end."""
+    for model, shown in (("some/repo:Q4_K_M", "some/repo:Q4_K_M"), ("/long/way/a.gguf", "a.gguf")):
+        table = Table(settings=Settings(model))
+        table.chat.greet()
+        assert f"qwq with {shown}: /help" in table.text
+
+
+@pytest.mark.parametrize("thought", ["", "hmm"])
+def test_unfolding_during_the_answer(thought: str) -> None:
+    """Ctrl+O then acts from the next thought on; how to see this one is said if there is one."""
+    table = Table()
+    view = table.chat._view()
+    if thought:
+        view.reasoning(Reasoning(thought, 1))
+    view.answer(Answer("4", 1))
+    view.fold("show")
+    view.done(Reply(thought, "4", "end", Stats()))
+    assert "Thoughts from now on: show." in table.text
+    assert ("Ctrl+O shows this one." in table.text) == bool(thought)
 
 
 # --- the line editor ---------------------------------------------------------------------------

@@ -86,12 +86,7 @@ def run_chat(
         chat.library = lambda: _library(paths)
         if live:
             chat.greet()
-        if found:
-            session, talk = found
-            chat.begin(replace(session, system=settled.system), talk)
-            tell_resumed(chat)
-        elif opening.latest:
-            chat.say("There is no session to continue; this is a new one.")
+        _begin(chat, found, opening)
         chat.prompt = plain
         if keyboard:
             offers = functools.partial(completions, chat)
@@ -129,6 +124,16 @@ def _found(store: Store, opening: Opening, screen: Screen, ask: Callable[[str], 
     elif opening.resume:
         id = store.find(opening.resume)
     return None if id is None else store.load(id)
+
+
+def _begin(chat: Chat, found: Found, opening: Opening) -> None:
+    """Go on where the session stands, if there is one."""
+    if found:
+        session, talk = found
+        chat.begin(replace(session, system=chat.settings.system), talk)
+        tell_resumed(chat)
+    elif opening.latest:
+        chat.say("There is no session to continue; this is a new one.")
 
 
 def _settled(settings: Settings, found: Found, opening: Opening) -> Settings:

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwqcli.config import Settings, Thinking
@@ -94,9 +95,10 @@ class Chat:
     # --- what is shown -------------------------------------------------------------------------
 
     def greet(self) -> None:
-        name = visible(self.settings.model)
+        model = self.settings.model
+        name = Path(model).name if model.endswith(".gguf") else model
         self.say(f"qwq with {name}: /help lists the commands, Ctrl-D leaves.")
-        if self.settings.model == "tiny":
+        if model == "tiny":
             self.say("tiny is the small built-in model; `qwq pull` brings the real QwQ-32B.")
 
     def say(self, text: str) -> None:

@@ -149,12 +149,7 @@ class TerminalPrompt:
         *,
         vi: bool = False,
     ) -> None:
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.application.current import get_app
-        from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-        from prompt_toolkit.filters import Condition
         from prompt_toolkit.layout.screen import Char
-        from prompt_toolkit.styles import Style
 
         # the library shows control characters itself, but not what reverses or hides text
         hidden = {chr(code): picture for code, picture in PICTURES.items()}
@@ -166,12 +161,21 @@ class TerminalPrompt:
         self._pastes = Pastes()
         self.show_thought: Callable[[], None] = lambda: None  # what Ctrl+O does
         self.status: Callable[[], str] = lambda: ""  # what stands below the line
-        self._session: PromptSession[str] = PromptSession(
+        self._session = self._editor(vi)
+
+    def _editor(self, vi: bool) -> PromptSession[str]:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.application.current import get_app
+        from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+        from prompt_toolkit.filters import Condition
+        from prompt_toolkit.styles import Style
+
+        return PromptSession(
             PROMPT,
             multiline=True,
             prompt_continuation="  ",
             history=self._history,
-            completer=_completer(complete),
+            completer=_completer(self._offers),
             # room for the menu is only taken where there can be one
             complete_while_typing=Condition(
                 lambda: _may_complete(get_app().current_buffer.document.text_before_cursor)

@@ -138,10 +138,10 @@ def line(summary: Summary) -> str:
     return f"{summary.session.id}  {when}  {turns}  {title}"
 
 
-def number(text: str, most: int, command: str) -> int:
-    """A number from 1 to `most`. Raises UsageError."""
+def number(text: str, most: int, hint: str) -> int:
+    """A number from 1 to `most`. Raises UsageError with `hint`."""
     if not text.isdecimal() or not 1 <= int(text) <= most:
-        raise UsageError(f"'{text}' is not a number from 1 to {most}.", command)
+        raise UsageError(f"'{text}' is not a number from 1 to {most}.", hint)
     return int(text)
 
 
