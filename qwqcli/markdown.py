@@ -265,7 +265,7 @@ class MarkdownStream:
         self.draw(self._stay(self._splitter.feed(visible(text))))
 
     def draw(self, above: str = "") -> None:
-        """Draw the unfinished rest if it has changed and a frame is due; `above` it whole lines."""
+        """Draw the unfinished rest if it has changed and a frame is due; `above` stays above it."""
         if above or (self._changed and self._throttle.due()):
             self._region.draw(self._tail_rows(), above)
             self._changed = False
