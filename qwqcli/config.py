@@ -20,7 +20,7 @@ from qwqcli.errors import UsageError
 from qwqcli.messages import Budget, Sampling
 
 Thinking = Literal["show", "fold", "hide"]
-FlashAttn = Literal["auto", "on", "off"]
+FlashAttn = Literal["auto", "on", "off", "prompts"]  # prompts: not for generation
 Display = Literal["auto", "plain"]
 Editing = Literal["emacs", "vi"]
 Prefer = Literal["context", "speed", "quality"]

@@ -12,7 +12,7 @@ Non-goals: choosing anything (plan.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwqcli.config import KV
 from qwqcli.gguf import ModelInfo
@@ -24,6 +24,10 @@ KV_BLOCKS: dict[str, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0"
 # their indices come first in that buffer, in steps of 32 bytes, and where every tensor after them
 # lies across cache lines, a prompt takes up to a third longer (AVX-512, depth 2,048).
 OUTPUTS = 16
+
+# Tokens of a batch from which flash attention works in tiles on a CPU (ggml_fa_tile_config::Q).
+# Smaller ones take as long a token as generation does.
+TILE = 64
 
 KNOWN_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # plain attention and one dense FFN a layer
 
@@ -37,6 +41,14 @@ class Cache:
     type_v: KV = "f16"
     flash_attn: bool = True
     n_batch: int = 512
+    twice: bool = False  # a second one beside it, for generation without flash attention
+
+    @property
+    def generating(self) -> Cache:
+        """The one that generation uses."""
+        if not self.twice:
+            return self
+        return replace(self, flash_attn=False, n_batch=min(self.n_batch, TILE), twice=False)
 
 
 def known_architecture(info: ModelInfo) -> bool:
@@ -60,7 +72,8 @@ def kv_bytes(info: ModelInfo, cache: Cache) -> tuple[int, ...]:
         + row_bytes(heads * info.head_dim_v, cache.type_v)
         for heads in set(info.n_head_kv)
     }
-    return tuple(tokens * rows[heads] for heads in info.n_head_kv)
+    times = 2 if cache.twice else 1
+    return tuple(times * tokens * rows[heads] for heads in info.n_head_kv)
 
 
 def row_bytes(n: int, kv: KV) -> int:
@@ -121,6 +134,9 @@ def device_compute(info: ModelInfo, cache: Cache, layers: int, everything: bool)
 
 def host_compute(info: ModelInfo, cache: Cache, layers: int, ffn_layers: int) -> int:
     """Compute buffer in RAM, by what the CPU computes: layers, only feed-forward parts, nothing."""
+    if cache.twice:
+        both = replace(cache, twice=False), cache.generating
+        return sum(host_compute(info, one, layers, ffn_layers) for one in both)
     alive = _Alive.of(info, cache)
     if not layers and not ffn_layers:
         return alive.inputs + 2 * alive.hidden
@@ -201,7 +217,7 @@ def generation_tps(
         read = (part.weights + part.kv_per_token * depth) / (EFFICIENCY * part.bandwidth)
         if part.kind == "cpu":
             flops = 4 * info.n_head * info.head_dim_k * depth * part.attention_layers
-            busy = flops / (CPU_ATTENTION_FLOPS[cache.flash_attn] * cores)
+            busy = flops / (CPU_ATTENTION_FLOPS[cache.generating.flash_attn] * cores)
             weights = part.weights / (EFFICIENCY * part.bandwidth)
             read = weights + max(read - weights, busy)
         seconds += read

@@ -313,7 +313,7 @@ def _predict(
     case: Case, cache: Cache, shares: Sequence[Share], start: int, cpu_ffn: int
 ) -> Predicted:
     info, machine = case.info, case.machine
-    per_token = costs.kv_bytes(info, replace(cache, n_ctx=256))
+    per_token = costs.kv_bytes(info, replace(cache, n_ctx=256, twice=False))
     row = sum(per_token) // 256 // max(info.n_layers, 1)
     used = [share for share in shares if share.layers or share.name == "CPU"]
     parts = []

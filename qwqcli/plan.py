@@ -139,7 +139,21 @@ def make_plan(
     plan = _first_fit(case)
     if plan is None:
         raise _no_room(case)
-    return _as_split(case, plan) or plan
+    return _as_split(case, plan) or _with_second_cache(case, plan) or plan
+
+
+def _with_second_cache(case: Case, plan: Plan) -> Plan | None:
+    """`plan` with a KV cache for prompts and one for generation, and the same context.
+
+    None if nobody asked for it, part of the model is on a GPU, or there is no room for it.
+    """
+    if case.want.flash_attn != "prompts" or plan.gpu_layers or plan.type_k != "f16":
+        return None
+    if not costs.known_architecture(case.info):
+        return None
+    cache = Cache(plan.n_ctx, "f16", "f16", True, case.want.n_batch or BATCH, twice=True)
+    layout = placed(case, cache, case.total, 0)
+    return _describe(case, layout, True) if layout else None
 
 
 def _as_split(case: Case, plan: Plan) -> Plan | None:
@@ -482,7 +496,9 @@ _UNPREDICTED = "No speed is predicted"
 def _describe(case: Case, layout: Layout, explained: bool) -> Plan:
     info, cache, want = case.info, layout.cache, case.want
     flash: FlashAttn = "off"
-    if cache.flash_attn:
+    if cache.twice:
+        flash = "prompts"
+    elif cache.flash_attn:
         flash = "on" if cache.type_v != "f16" or want.flash_attn == "on" else "auto"
     yarn = None
     if quants.is_qwq(info) and cache.n_ctx > NATIVE_CONTEXT and info.rope.scaling == "none":
@@ -608,6 +624,16 @@ def _why_flash(case: Case, plan: Plan) -> str:
         dear = plan.flash_attn == "on" and plan.gpu_layers == 0
         price = ", though it is slow on the CPU" if dear else ""
         return f"Flash attention {plan.flash_attn}, as asked{price}."
+    if plan.flash_attn == "prompts":
+        return (
+            "Flash attention in prompts only, where it is faster on the CPU; generation is without"
+            " it and has a second KV cache."
+        )
+    if case.want.flash_attn == "prompts":
+        return (
+            f"Flash attention {plan.flash_attn}: in prompts only it takes a plain model that is all"
+            " on the CPU, and room for a second KV cache in f16."
+        )
     if plan.flash_attn == "off":
         return "Flash attention off: on the CPU it halves the speed in a long thought."
     if plan.gpu_layers == 0:

@@ -68,7 +68,7 @@ def asking(*endpoints: str) -> Iterator[Asked]:
 
 
 def measure(path: str, placement: Mapping[str, Any], vocabulary: Any) -> Breakdown:
-    """Load a model and a context as a placement says, for real or not."""
+    """Load a model and its contexts as a placement says, for real or not."""
     import llama_cpp as lib
 
     from qwqcli.engine import native
@@ -84,12 +84,16 @@ def measure(path: str, placement: Mapping[str, Any], vocabulary: Any) -> Breakdo
     kept = native.place_weights(params, placed)
     model = lib.llama_model_load_from_file(os.fsencode(path), params)
     assert model, native.log.text()
-    context_params = lib.llama_context_default_params()
-    native.place_cache(context_params, placed)
-    context = lib.llama_init_from_model(model, context_params)
-    assert context, native.log.text()
-    found = _breakdown(lib, context)
-    lib.llama_free(context)
+    found: Breakdown = {}
+    for part in placed.contexts:
+        context_params = lib.llama_context_default_params()
+        native.place_cache(context_params, part)
+        context = lib.llama_init_from_model(model, context_params)
+        assert context, native.log.text()
+        for name, (weights, kv, compute) in _breakdown(lib, context).items():
+            _, kv_before, compute_before = found.get(name, (0, 0, 0))
+            found[name] = weights, kv_before + kv, compute_before + compute
+        lib.llama_free(context)
     lib.llama_model_free(model)
     del kept
     return found

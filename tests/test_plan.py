@@ -460,6 +460,24 @@ def test_flash_attention_as_asked(name: str, flash: FlashAttn) -> None:
     assert any(f"Flash attention {flash}, as asked" in reason for reason in plan.reasons)
 
 
+def test_a_second_cache_only_where_there_is_room() -> None:
+    """Flash attention in prompts only takes two caches in RAM; without room the plan stays."""
+    want = Want(flash_attn="prompts")
+    plan = make_plan(Q4, machine("cpu-64"), want)
+    one = make_plan(Q4, machine("cpu-64"))
+    assert (plan.flash_attn, plan.n_ctx, plan.n_batch) == ("prompts", one.n_ctx, 512)
+    assert plan.devices[-1].kv_bytes == 2 * one.devices[-1].kv_bytes
+    assert plan.predicted == one.predicted
+    assert any("in prompts only, where it is faster" in reason for reason in plan.reasons)
+    for name, kv in (("cpu-32", None), ("3090", None), ("cpu-64", "q8_0")):
+        plain = make_plan(Q4, machine(name), Want(kv=kv))
+        plan = make_plan(Q4, machine(name), replace(want, kv=kv))
+        assert plan.placement() == plain.placement()
+        assert any("room for a second KV cache" in reason for reason in plan.reasons)
+    strange = replace(Q4, architecture="gemma3")
+    assert make_plan(strange, machine("cpu-64"), want).flash_attn == "off"
+
+
 def test_yarn_only_beyond_the_native_context() -> None:
     """QwQ's own factor, and only for a context that needs it; other models have none."""
     here = machine("mac-studio-128")

@@ -136,6 +136,18 @@ def test_feed_forward_weights_in_ram(
     agree(plan, info, path, *one)
 
 
+@pytest.mark.parametrize("n_ctx", [512, 16_384, 131_072])
+def test_a_second_cache_for_generation(
+    files: dict[str, Path], one: tuple[llama_memory.Asked, str], n_ctx: int
+) -> None:
+    """With flash attention in prompts only, both contexts are counted as llama.cpp has them."""
+    path = file_of(files, "q4_k_m")
+    info = read_file_header(path)
+    plan = make_plan(info, machine(), Want(n_ctx=n_ctx, flash_attn="prompts"))
+    assert plan.flash_attn == "prompts"
+    agree(plan, info, path, *one)
+
+
 @pytest.mark.parametrize("free", [(16, 16), (9, 24)])
 def test_two_devices_share_by_free_memory(files: dict[str, Path], free: tuple[int, int]) -> None:
     """Two devices get the layers that the plan gives them, by llama.cpp's count as by ours."""

@@ -73,7 +73,7 @@ OWNERS = {
     "markdown_it": {"markdown"},
     "huggingface_hub": {"hub.sources"},
     "filelock": {"hub.store"},
-    "numpy": {"engine.native", "engine.perplexity"},
+    "numpy": {"engine.native", "engine.perplexity", "engine.twin"},
     "sqlite3": {"sessions"},
     "psutil": {"bench.watch"},
     "plotille": {"bench.draw"},

@@ -167,6 +167,31 @@ def test_the_best_layers_are_found() -> None:
     assert (alone.split, alone.flash_attn) == (none, "off")
 
 
+def test_flash_attention_in_prompts_only() -> None:
+    """Tried where there is room, and taken for faster prompts alone, if nothing is slower."""
+    space = replace(SPACE, twice=True)
+
+    def measured(prompt: float, deep: float = 1.0) -> Setting:
+        class Prompts(FakeMachine):
+            def __call__(self, setting: Setting) -> Speeds | None:
+                both = setting.flash_attn == "prompts"
+                self.measured.append(setting)
+                rest = deep if both else 0.5 if setting.flash_attn != "off" else 1.0
+                return Speeds(1000 * (prompt if both else 1), (20 * rest,) * 3)
+
+        machine = Prompts()
+        best = found(machine, space)
+        assert any(s.flash_attn == "prompts" for s in machine.measured)
+        return best
+
+    assert measured(1.13).flash_attn == "prompts"
+    assert measured(1.01).flash_attn == "off"
+    assert measured(1.13, deep=0.9).flash_attn == "off"
+    machine = FakeMachine()
+    found(machine)
+    assert all(s.flash_attn != "prompts" for s in machine.measured)
+
+
 def proof(machine: FakeMachine, until: float = 1e9) -> tune.Proof | None:
     """Of flash attention on against off."""
     on = replace(OWN, flash_attn="on")

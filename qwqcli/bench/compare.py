@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qwqcli import figures
-from qwqcli.bench.report import Report, Row
+from qwqcli.bench.report import FLASH, Report, Row
 from qwqcli.errors import UsageError
+
+_FLASH = {code: name for name, code in FLASH.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def settings(row: Row) -> dict[str, str]:
     """What may differ between two runs that are compared, in words."""
     return {
         "threads": str(row.n_threads),
-        "flash attention": {-1: "auto", 0: "off", 1: "on"}[row.flash_attn],
+        "flash attention": _FLASH[row.flash_attn],
         "repack": "on" if row.repack else "off",
         "micro-batch": str(row.n_ubatch),
         "KV": row.type_k if row.type_k == row.type_v else f"{row.type_k}/{row.type_v}",

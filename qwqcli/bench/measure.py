@@ -20,7 +20,7 @@ from qwqcli import __version__, bandwidth, figures, hardware, planning
 from qwqcli.bench import Test, identity, tests
 from qwqcli.bench.ceiling import Reader, ceiling_tps, readers
 from qwqcli.bench.child import Child, Interrupted
-from qwqcli.bench.report import Felt, Report, Row, Setup
+from qwqcli.bench.report import FLASH, Felt, Report, Row, Setup
 from qwqcli.bench.watch import Watch
 from qwqcli.config import Settings
 from qwqcli.engine import Control, EngineSpec, never, selfcheck, tuned
@@ -35,7 +35,6 @@ from qwqcli.messages import Answer, Done, Message, Reasoning, Sampling, Stats
 from qwqcli.plan import Plan, make_plan
 
 DEEP = 8192  # where a reasoner works; less where the model or the memory ends before
-FLASH = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 QUESTIONS = (
     "A farmer has 17 sheep, 12 goats and 9 cows. All but 9 of the sheep run away, a third of the"
     " goats are sold, and each of the cows has a calf. Two neighbours then bring 5 sheep and 3"

@@ -21,6 +21,8 @@ from qwqcli.bench import Test
 from qwqcli.errors import UsageError
 
 SCHEMA = 1
+# enum llama_flash_attn_type; 2 is ours: on for prompts, off for generation
+FLASH = {"auto": -1, "off": 0, "on": 1, "prompts": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Row:
     type_k: str
     type_v: str
     n_gpu_layers: int
-    flash_attn: int  # enum llama_flash_attn_type: -1 auto, 0 off, 1 on
+    flash_attn: int  # see FLASH
     repack: bool
     test_time: str  # when it was done, ISO 8601
     ceiling_ts: float | None = None

@@ -138,19 +138,24 @@ class Space:
     kv: bool  # the heads can be quantized, and nobody has chosen a type
     threads: bool = True
     splits: tuple[Split, ...] = ()
+    twice: bool = False  # there is room for a second KV cache, see qwqcli.engine.twin
 
     def along(self, best: Setting) -> Iterator[list[Setting]]:
         """For each setting, the candidates other than `best`, the most telling first."""
         yield [self._dealt(best, split) for split in self.splits]
-        flips: dict[FlashAttn, FlashAttn] = {"off": "on", "on": "off", "auto": "off"}
         if best.kv == "f16":
-            yield [replace(best, flash_attn=flips[best.flash_attn])]
+            yield [replace(best, flash_attn=flash) for flash in self._attentions(best)]
         yield [replace(best, threads=n) for n in self._coarse(best.threads)]
         if self.repack:
             yield [replace(best, extra_bufts=not best.extra_bufts)]
         yield [replace(best, n_batch=n) for n in (256, 128, 512) if n != best.n_batch]
         if self.kv and best.kv == "f16":
             yield [replace(best, kv="q8_0", flash_attn="on")]
+
+    def _attentions(self, best: Setting) -> Iterator[FlashAttn]:
+        yield "on" if best.flash_attn == "off" else "off"
+        if self.twice and best.flash_attn != "prompts":
+            yield "prompts"
 
     def _dealt(self, best: Setting, split: Split) -> Setting:
         """With layers so; without any on a GPU, flash attention as it is best on a CPU."""
@@ -221,11 +226,18 @@ def _faster(
             continue
         needed = KV_GAIN if other.kv != best.kv else noise
         gain = then.turn_s / now.turn_s
-        if other == replace(best, n_batch=other.n_batch) and gain > 1 - noise:
-            gain = now.prompt / then.prompt  # all that a micro-batch changes
+        if _for_prompts(best, other) and gain > 1 - noise:
+            gain = now.prompt / then.prompt
         if gain > 1 + needed:
             best = other
     return best
+
+
+def _for_prompts(one: Setting, other: Setting) -> bool:
+    """Whether little more than prompts can be faster with one of them."""
+    alike = replace(one, n_batch=other.n_batch, flash_attn=other.flash_attn) == other
+    attentions = {one.flash_attn, other.flash_attn}
+    return alike and (len(attentions) == 1 or attentions == {"off", "prompts"})
 
 
 # --- proof -------------------------------------------------------------------------------------
@@ -418,6 +430,7 @@ def tune(
         kv=settings.kv is None and info.head_dim_k % 32 == 0 and info.head_dim_v % 32 == 0,
         threads=settings.threads is None,
         splits=tuple(splits),
+        twice=_has_room_twice(info, machine, spec, plan),
     )
     best = own
     with Bench(spec, plan, info, control, splits) as bench:
@@ -440,6 +453,14 @@ def tune(
         depths = bench.mix.depths
     kept = _tuned(chosen, own, over_own, depths) if chosen != own and over_own else None
     yield Outcome(kept, chosen, default, over_own, over_default, depths, chosen == best)
+
+
+def _has_room_twice(info: ModelInfo, machine: Machine, spec: EngineSpec, plan: Plan) -> bool:
+    """Whether a second KV cache would fit, for generation without flash attention."""
+    if plan.gpu_layers:
+        return False
+    want = replace(spec.want(), n_ctx=plan.n_ctx, flash_attn="prompts")
+    return make_plan(info, machine, want).flash_attn == "prompts"
 
 
 def split_plans(

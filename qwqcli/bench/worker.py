@@ -23,7 +23,8 @@ from qwqcli.bench import Test, drill
 from qwqcli.bench.watch import free_bytes
 from qwqcli.engine import pipes, wire
 from qwqcli.engine.llama import layers_line
-from qwqcli.engine.native import Context, Model, Placement, add_rpc_devices, buffer_owners, log
+from qwqcli.engine.native import Model, Placement, add_rpc_devices, buffer_owners, log
+from qwqcli.engine.twin import opened
 from qwqcli.errors import EngineError, QwqError
 
 STATE_SHARE = 0.25  # of the free memory is what a copy of the KV cache may take
@@ -42,7 +43,7 @@ class Target:
         *,
         copies: bool = False,
     ) -> None:
-        self._context = Context(model, placement, threads, copies=copies)
+        self._context = opened(model, placement, threads, copies=copies)
         self._forgets, self._state = model.forgets, state
         tokens = random.Random(0).choices(range(model.n_vocab), k=POOL)
         first = model.bos

@@ -75,7 +75,10 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; the physical cor
 GpuLayers = Annotated[int | None, typer.Option(help="Layers that go to the GPU.")]
 NoGpu = Annotated[bool, typer.Option("--no-gpu", help="Everything on the CPU.")]
 Kv = Annotated[str | None, typer.Option("--kv-type", "--kv", help="KV cache: f16, q8_0 or q4_0.")]
-Flash = Annotated[str | None, typer.Option("--flash-attn", help="auto, on or off.")]
+Flash = Annotated[
+    str | None,
+    typer.Option("--flash-attn", help="auto, on or off; prompts: on but for generation."),
+]
 Rpc = Annotated[
     str | None, typer.Option(help="HOST:PORT[,HOST:PORT] of llama.cpp RPC servers to use as GPUs.")
 ]

@@ -30,7 +30,7 @@ from qwqcli.engine import (
     never,
     prompt_room,
 )
-from qwqcli.engine.native import Context, Model, Placement, Sampler, buffer_owners, build, log
+from qwqcli.engine.native import Model, Placement, Sampler, buffer_owners, build, log
 from qwqcli.engine.pages import PAGE, Pages, maker_of
 from qwqcli.engine.steering import (
     LOOP_NOTICE,
@@ -41,6 +41,7 @@ from qwqcli.engine.steering import (
     bare_closing,
     limits,
 )
+from qwqcli.engine.twin import Contexts, opened
 from qwqcli.errors import BadFile, ContextFull
 from qwqcli.hardware import device_of, listed
 from qwqcli.layout import Larger
@@ -92,7 +93,7 @@ class LlamaEngine:
         n_ctx = placement.n_ctx or min(self._model.n_ctx_train, DEFAULT_CONTEXT)
         placement = replace(placement, n_ctx=n_ctx)
         pages = not self._model.forgets
-        self._context = Context(self._model, placement, spec.threads, copies=pages)
+        self._context = opened(self._model, placement, spec.threads, copies=pages)
         self._cached: list[int] = []
         self._path, self._placement = (
             Path(spec.path),
@@ -235,6 +236,7 @@ class LlamaEngine:
         # (see `_evenly`): the same question would be answered in other words the second time.
         reused = self._reuse(prompt[:-2])
         complete = yield from self._process(prompt, control)
+        self._context.synchronize()
         clock.prompt_done()
         reply = _Reply(_splitter(rendered, begun.replace(_BREAK, "")), clock)
         seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
@@ -510,12 +512,12 @@ class _Draw:
         self._recent: deque[int] = deque(maxlen=STRETCH)
         self._left = 0  # tokens to draw with the penalty
 
-    def sample(self, context: Context) -> int:
+    def sample(self, context: Contexts) -> int:
         if not self._left:
-            return self._sampler.sample(context)
+            return self._sampler.sample(context.handle)
         self._left -= 1
         context.penalise(list(set(self._recent)), PRESENCE_PENALTY)
-        token = self._sampler.sample(context)
+        token = self._sampler.sample(context.handle)
         self._recent.append(token)
         return token
 

@@ -12,7 +12,7 @@ import ctypes
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwqcli.config import FlashAttn
-from qwqcli.costs import OUTPUTS
+from qwqcli.costs import OUTPUTS, TILE
 from qwqcli.engine import MEMORY_WORDS
 from qwqcli.errors import BadFile, EngineError, OutOfMemory, UsageError
 from qwqcli.messages import Sampling
@@ -150,6 +150,14 @@ class Placement:
     yarn_factor: float = 0.0  # 0: no rope scaling beyond the file's own
     yarn_original_context: int = 0
     n_outputs: int = 1  # positions of a batch whose logits can be read
+
+    @property
+    def contexts(self) -> tuple[Placement, ...]:
+        """A placement for each context that this one takes: for prompts and for generation."""
+        if self.flash_attn != "prompts":
+            return (self,)
+        generation = replace(self, flash_attn="off", n_batch=min(self.n_batch, TILE))
+        return replace(self, flash_attn="on"), generation
 
 
 class Model:
@@ -316,6 +324,11 @@ class Context:
         self.n_batch = placement.n_batch
         self.n_ctx = int(lib.llama_n_ctx(self._context))
 
+    @property
+    def handle(self) -> Any:
+        """The llama_context that decoded last."""
+        return self._context
+
     def abort(self, on: bool = True) -> None:
         """Stop a decode that is under way in another thread; acts on the CPU backend only."""
         self._abort[0] = b"\x01" if on else b"\x00"
@@ -460,9 +473,9 @@ class Sampler:
         for link in self._links(sampling, seed):
             lib.llama_sampler_chain_add(self._chain, link)
 
-    def sample(self, context: Context) -> int:
-        """The next token, drawn from the logits of the last decoded position."""
-        return int(lib.llama_sampler_sample(self._chain, context._context, -1))
+    def sample(self, handle: Any) -> int:
+        """The next token, drawn from the logits of the position that a context decoded last."""
+        return int(lib.llama_sampler_sample(self._chain, handle, -1))
 
     def close(self) -> None:
         lib.llama_sampler_free(self._chain)
@@ -639,13 +652,15 @@ def dry_load(path: Path, placement: Placement, vocabulary: tuple[str, int]) -> d
     if not model:
         raise _load_error(path)
     try:
-        return _dry_context(model, placement)
+        for part in placement.contexts:
+            _dry_context(model, part)
+        return _compute_buffers(log.text())
     finally:
         lib.llama_model_free(model)
         del kept
 
 
-def _dry_context(model: Any, placement: Placement) -> dict[str, int]:
+def _dry_context(model: Any, placement: Placement) -> None:
     params = lib.llama_context_default_params()
     place_cache(params, placement)
     params.n_threads = params.n_threads_batch = 1
@@ -653,7 +668,6 @@ def _dry_context(model: Any, placement: Placement) -> dict[str, int]:
     if not context:
         raise EngineError(f"llama.cpp could not plan this context: {_last_error()}")
     lib.llama_free(context)
-    return _compute_buffers(log.text())
 
 
 def _without_vocabulary(architecture: str, n_vocab: int) -> Any:

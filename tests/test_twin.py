@@ -1,0 +1,236 @@
+"""Two KV caches for one conversation: beside a single one, step by step."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import qwq
+from replies import answer, done
+
+from qwqcli.costs import TILE
+from qwqcli.engine import EngineSpec
+from qwqcli.engine.llama import LlamaEngine
+from qwqcli.engine.native import Context, Model, Placement
+from qwqcli.engine.twin import SHALLOW, Twin, opened, turned
+from qwqcli.errors import EngineError
+from qwqcli.messages import Message, Sampling
+
+N_CTX = 1024
+BOTH = Placement(n_ctx=N_CTX, flash_attn="prompts")
+# Of a logit. Flash attention sums up in f16: alone it differs by up to 0.17 from what is without
+# it. One token more or less in the cache makes several units.
+CLOSE = 0.3
+EXACT = 1e-3
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Iterator[Model]:
+    model = Model(tiny, BOTH, False, lambda done: True)
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def twin(model: Model) -> Iterator[Twin]:
+    twin = Twin(model, BOTH, 1)
+    yield twin
+    twin.close()
+
+
+@pytest.fixture
+def single(model: Model) -> Iterator[Context]:
+    context = Context(model, Placement(n_ctx=N_CTX), 1)
+    yield context
+    context.close()
+
+
+def tokens(model: Model, count: int, seed: int = 0) -> list[int]:
+    """Digits and words, as the built-in model knows them."""
+    draw = random.Random(seed)
+    text = " ".join(
+        f"What is {draw.randrange(10**4)} + {draw.randrange(99)}?" for _ in range(count)
+    )
+    return model.tokenize(text, start_of_text=True)[:count]
+
+
+def difference(twin: Twin, other: Context | Twin) -> float:
+    return float(np.abs(twin.logits() - other.logits()).max())
+
+
+def test_the_wish_decides_how_many_contexts_there_are(model: Model) -> None:
+    """One for on and off; two where flash attention is for prompts only."""
+    for flash, kind in (("on", Context), ("off", Context), ("prompts", Twin)):
+        context = opened(model, Placement(n_ctx=256, flash_attn=flash), 1)  # type: ignore[arg-type]
+        assert type(context) is kind
+        context.close()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_says_what_a_single_cache_says(
+    model: Model, twin: Twin, single: Context, seed: int
+) -> None:
+    """Whatever is decoded, in batches of any size, cut off or cleared: the same logits."""
+    draw = random.Random(seed)
+    sizes = (1, 1, 1, 2, TILE - 1, TILE, TILE + 1, SHALLOW, 300)
+    for step in range(40):
+        act = draw.random()
+        if act < 0.15:
+            length = draw.randrange(twin.length + 1)
+            assert twin.cut(length)
+            assert single.cut(length)
+        elif act < 0.2:
+            twin.clear()
+            single.clear()
+        size = draw.choice(sizes)
+        if twin.length + size > N_CTX:
+            continue
+        new = tokens(model, size, step)
+        assert twin.decode(new)
+        assert single.decode(new)
+        assert twin.length == single.length
+        assert difference(twin, single) < CLOSE
+        assert twin.logits().argmax() == single.logits().argmax()
+
+
+def test_each_way_goes_through_the_cache_that_is_faster(model: Model, twin: Twin) -> None:
+    """Prompts and the first tokens through flash attention; deeper, single tokens and small
+    batches through the other one, which has by then what it needs."""
+    for size, flash in ((10, True), (1, True), (SHALLOW, True), (1, False), (TILE - 1, False)):
+        assert twin.decode(tokens(model, size))
+        assert (twin.handle == twin._prompts.handle) is flash
+    assert twin.decode(tokens(model, TILE))
+    assert twin.handle == twin._prompts.handle
+    twin.synchronize()
+    assert set(twin._held.values()) == {twin.length}
+
+
+def test_a_copy_is_what_was_computed(model: Model, twin: Twin) -> None:
+    """What a cache was given of the other's, it gives back to the bit."""
+    assert twin.decode(tokens(model, 300))
+    twin.synchronize()
+    for start, end in ((0, 300), (7, 100), (256, 300)):
+        there = twin._generating.page(start, end)
+        assert turned(there) == twin._prompts.page(start, end)
+        assert turned(memoryview(turned(there))) == there
+
+
+def test_a_stopped_batch_leaves_nothing(model: Model, twin: Twin, single: Context) -> None:
+    """Stopped and cut back, it goes on as if the batch had never begun."""
+    begun, rest = tokens(model, 250), tokens(model, 300, 1)
+    assert twin.decode(begun)
+    twin.abort()
+    assert not twin.decode(rest)
+    assert not twin.decode([5])
+    twin.abort(False)
+    assert twin.cut(twin.length)
+    assert twin.length == len(begun)
+    for part in (rest, [5]):
+        assert twin.decode(part)
+    assert single.decode(begun)
+    assert single.decode([*rest, 5])
+    assert difference(twin, single) < CLOSE
+
+
+def test_pages_go_from_one_engine_to_another(model: Model, twin: Twin) -> None:
+    """A conversation that was kept goes on elsewhere with the same numbers."""
+    said = tokens(model, 300)
+    for part in (said[:200], said[200:250], said[250:]):
+        assert twin.decode(part)
+    other = Twin(model, BOTH, 1)
+    try:
+        for start, end in ((0, 256), (256, 300)):
+            assert other.add_page(bytearray(twin.page(start, end)), end)
+        assert other.length == 300
+        assert twin.decode([5])
+        assert other.decode([5])
+        assert difference(twin, other) < EXACT
+        assert not other.add_page(bytearray(twin.page(0, 10)), 10)  # not what follows
+        assert other.length == 301
+    finally:
+        other.close()
+
+
+def test_a_state_is_restored_and_repeated(model: Model, twin: Twin) -> None:
+    """What a benchmark fills a cache with: a copy of it all, or one prompt again and again."""
+    assert twin.decode(tokens(model, 300))
+    state = twin.saved()
+    assert twin.state_bytes > 2 * 300 * 1024
+    assert twin.decode([5])
+    then = twin.logits().copy()
+    twin.clear()
+    assert twin.restore(state)
+    assert twin.length == 300
+    assert twin.decode([5])
+    assert np.abs(twin.logits() - then).max() < EXACT
+    twin.clear()
+    for copy in range(3):
+        assert twin.append(state, 300 * copy)
+    assert twin.length == 900
+    assert twin.decode([5])
+    assert twin.decode(tokens(model, TILE))
+
+
+def broken(state: bytearray) -> Iterator[bytearray]:
+    """States that another build might write."""
+    for at, byte in ((8, 2), (20, 2), (12, 77), (16 + 12 * 100, 2), (16 + 12 * 100 + 4, 99)):
+        changed = bytearray(state)
+        changed[at] = byte
+        yield changed
+    yield state[:-1]
+    yield state + b"\0"
+    yield bytearray(5)
+    yield bytearray()
+
+
+def test_a_state_of_another_build_is_refused(model: Model, twin: Twin) -> None:
+    """llama.cpp would abort the process; so what is not known to the byte goes nowhere."""
+    assert twin.decode(tokens(model, 100))
+    for kind in (twin._prompts, twin._generating):
+        twin._bring(kind)
+        for state in broken(bytearray(kind.page(0, 100))):
+            with pytest.raises(EngineError, match="does not know") as caught:
+                turned(memoryview(state))
+            assert caught.value.hint == "--flash-attn off"
+    quantized = Context(model, Placement(256, flash_attn="on", type_v="q8_0"), 1, copies=True)
+    assert quantized.decode(tokens(model, 100))
+    with pytest.raises(EngineError, match="does not know"):
+        turned(quantized.page(0, 100))
+    quantized.close()
+
+
+def test_an_engine_with_two_caches_talks(tiny_spec: EngineSpec) -> None:
+    """Right answers, and the same reuse from turn to turn as with one cache."""
+    spec = replace(tiny_spec, flash_attn="prompts")
+    engines = [LlamaEngine(spec), LlamaEngine(tiny_spec)]
+    talk: list[Message] = []
+    for question, right in (("What is 47 + 86?", "133"), ("And minus 3?", "130")) * 4:
+        talk.append(Message("user", question))
+        replies = [list(engine.stream(talk, Sampling(temperature=0))) for engine in engines]
+        for engine, events in zip(engines, replies, strict=True):
+            assert right in answer(events)
+            assert engine._context.length == len(engine._cached)
+        one, other = (done(events).stats for events in replies)
+        assert (one.prompt_tokens, one.reused_tokens) == (other.prompt_tokens, other.reused_tokens)
+        talk.append(Message("assistant", answer(replies[0])))
+        for engine in engines:
+            assert engine.prepare(talk)
+    for engine in engines:
+        engine.close()
+
+
+def test_ask_and_bench_take_it(environ: dict[str, str]) -> None:
+    """Asked for on the command line it answers, and a run of bench tells it from the others."""
+    said = qwq("ask", "--model", "tiny", "--flash-attn", "prompts", "What is 47 + 86?")
+    assert "133" in said.out
+    run = qwq(
+        *("bench", "--model", "tiny", "--flash-attn", "prompts", "--json", "--no-chat"),
+        *("-p", "96", "-n", "8", "-d", "0,256", "-r", "1"),
+    )
+    tests = json.loads(run.out.splitlines()[-1])["tests"]
+    assert [test["flash_attn"] for test in tests] == [2] * 4
