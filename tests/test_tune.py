@@ -209,6 +209,23 @@ def test_a_gain_is_proved_in_turns() -> None:
     assert order == ["on", "off", "off", "on", "on", "off"]
 
 
+def test_a_disturbed_run_is_not_the_noise() -> None:
+    """Another process in the first run of our own settings hides no gain."""
+    quiet = (1.0,) * 50
+    machine = FakeMachine(lambda s: 1.1 if s.flash_attn == "on" else 1.0, (0.7, *quiet))
+    assert found(machine).flash_attn == "on"
+    assert machine.measured.count(OWN) == 3
+
+
+def test_a_disturbed_round_does_not_refuse_a_winner() -> None:
+    """One round in which the winner was disturbed costs more rounds, not the proof."""
+    machine = FakeMachine(lambda s: 1.3 if s.flash_attn == "on" else 1.0, (0.7, *(1.0,) * 50))
+    found = proof(machine)
+    assert found is not None
+    assert found.holds
+    assert len(machine.measured) > 2 * tune.ROUNDS[0]
+
+
 def test_luck_is_not_kept() -> None:
     """Where noise is as large as the gain, more rounds are taken and then it is given up."""
     machine = FakeMachine(
