@@ -278,7 +278,7 @@ def test_settings_reach_the_plan() -> None:
 
 
 def test_safer_settings_give_up_the_riskiest_first() -> None:
-    """RPC goes first, then the GPU, then repacked weights; the safest spec is kept as it is."""
+    """RPC first, the GPU, the second cache, repacked weights; the safest spec stays as it is."""
     spec = EngineSpec("m.gguf", extra_bufts=True, gpu_layers=9, rpc="127.0.0.1:1")
     no_rpc, _ = safer(spec, False, True)
     assert (no_rpc.rpc, no_rpc.gpu_layers, no_rpc.extra_bufts) == (None, 0, True)
@@ -287,6 +287,8 @@ def test_safer_settings_give_up_the_riskiest_first() -> None:
     plain, _ = safer(no_rpc, False, True)
     assert not plain.extra_bufts
     assert safer(plain, False, True)[0] == plain
+    twin = replace(no_rpc, flash_attn="prompts")
+    assert safer(twin, False, True)[0] == no_rpc
 
 
 def test_death_for_want_of_memory_gives_up_memory_first() -> None:

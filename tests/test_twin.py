@@ -13,11 +13,14 @@ import pytest
 from command_line import qwq
 from replies import answer, done
 
+from qwqcli.config import Settings
 from qwqcli.costs import TILE
-from qwqcli.engine import EngineSpec
+from qwqcli.engine import EngineSpec, Keep, tuned
 from qwqcli.engine.llama import LlamaEngine
 from qwqcli.engine.native import Context, Model, Placement
-from qwqcli.engine.twin import SHALLOW, Twin, opened, turned
+from qwqcli.engine.process import open_engine, stock_spec
+from qwqcli.engine.tuned import Tuned
+from qwqcli.engine.twin import SHALLOW, Twin, opened, turn
 from qwqcli.errors import EngineError
 from qwqcli.messages import Message, Sampling
 
@@ -115,9 +118,12 @@ def test_a_copy_is_what_was_computed(model: Model, twin: Twin) -> None:
     assert twin.decode(tokens(model, 300))
     twin.synchronize()
     for start, end in ((0, 300), (7, 100), (256, 300)):
-        there = twin._generating.page(start, end)
-        assert turned(there) == twin._prompts.page(start, end)
-        assert turned(memoryview(turned(there))) == there
+        here, there = (cache.page(start, end) for cache in (twin._prompts, twin._generating))
+        before = bytes(there)
+        turn(there)
+        assert there == here
+        turn(there)
+        assert there == before
 
 
 def test_a_stopped_batch_leaves_nothing(model: Model, twin: Twin, single: Context) -> None:
@@ -195,12 +201,12 @@ def test_a_state_of_another_build_is_refused(model: Model, twin: Twin) -> None:
         twin._bring(kind)
         for state in broken(bytearray(kind.page(0, 100))):
             with pytest.raises(EngineError, match="does not know") as caught:
-                turned(memoryview(state))
+                turn(memoryview(state))
             assert caught.value.hint == "--flash-attn off"
     quantized = Context(model, Placement(256, flash_attn="on", type_v="q8_0"), 1, copies=True)
     assert quantized.decode(tokens(model, 100))
     with pytest.raises(EngineError, match="does not know"):
-        turned(quantized.page(0, 100))
+        turn(quantized.page(0, 100))
     quantized.close()
 
 
@@ -221,6 +227,36 @@ def test_an_engine_with_two_caches_talks(tiny_spec: EngineSpec) -> None:
         for engine in engines:
             assert engine.prepare(talk)
     for engine in engines:
+        engine.close()
+
+
+def test_a_talk_is_kept_on_disk(tiny_spec: EngineSpec, tmp_path: Path) -> None:
+    """Another engine with two caches takes up what the first has put there."""
+    spec = replace(tiny_spec, flash_attn="prompts")
+    keep = Keep(str(tmp_path / "one" / "kv"), 1 << 30)
+    talk = [Message("user", "Is 812 more than 799? " * 30), Message("assistant", "Yes.")]
+    first, second = LlamaEngine(spec), LlamaEngine(spec)
+    assert first.prepare(talk, keep)
+    second.fetch(talk, keep)
+    assert second._cached == first._cached
+    assert second._context.length == len(first._cached) > 256
+    question = [*talk, Message("user", "What is 47 + 86?")]
+    for engine in (first, second):
+        events = list(engine.stream(question, Sampling(temperature=0)))
+        assert "133" in answer(events)
+        assert done(events).stats.reused_tokens >= len(second._lasting(talk))
+        engine.close()
+
+
+def test_a_suite_is_repeatable_whatever_was_tuned(
+    tiny: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Two caches make the last digits depend on what was asked before, so suites have one."""
+    settings = Settings(threads=1)
+    tuned.keep(stock_spec(tiny, settings), tmp_path, Tuned("2026-11-22", flash_attn="prompts"))
+    for repeatable, caches in ((False, True), (True, False)):
+        engine = open_engine(tiny, settings, tmp_path, repeatable=repeatable)
+        assert ("a second KV cache" in engine.info().placement) is caches
         engine.close()
 
 

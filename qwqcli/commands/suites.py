@@ -178,7 +178,7 @@ def _run(
         screen.err.write(f"Goes on with the run {book.name}: {known} of {wanted.total} are known\n")
 
     def open_model(name: str) -> Engine:
-        return open_engine(files[name], settings, paths.cache)
+        return open_engine(files[name], settings, paths.cache, repeatable=True)
 
     outcomes: list[Outcome] = []
     status = StatusLine(screen.err, screen.clock)

@@ -34,6 +34,8 @@ class PlannedEngine(LlamaEngine):
         placement = info.placement
         if self._plan.cpu_ffn:
             placement += f" · feed-forward weights of {len(self._plan.cpu_ffn)} in RAM"
+        if self._plan.flash_attn == "prompts":
+            placement += " · a second KV cache for generation"
         if self._plan.type_k != "f16":
             placement += f" · KV {self._plan.type_k}"
         return replace(

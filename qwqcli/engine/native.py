@@ -430,16 +430,20 @@ class Context:
         lib.llama_memory_seq_cp(self._memory, 1, 0, -1, -1)
         return bool(lib.llama_memory_seq_rm(self._memory, 1, -1, -1))
 
-    def page(self, start: int, end: int) -> memoryview:
-        """What the cache holds of the positions from `start` to before `end`, for `add_page`."""
+    def page(self, start: int, end: int, room: bytearray | None = None) -> memoryview:
+        """What the cache holds of the positions from `start` to before `end`, for `add_page`.
+
+        It is written to `room` where that is large enough.
+        """
         lib.llama_memory_seq_cp(self._memory, 0, 1, start, end)
         size = int(lib.llama_state_seq_get_size(self._context, 1))
-        state = (ctypes.c_uint8 * size)()
+        room = room if room is not None and len(room) >= size else bytearray(size)
+        state = (ctypes.c_uint8 * size).from_buffer(room)
         written = int(lib.llama_state_seq_get_data(self._context, state, size, 1))
         lib.llama_memory_seq_rm(self._memory, 1, -1, -1)
-        return memoryview(state).cast("B")[:written]
+        return memoryview(room)[:written]
 
-    def add_page(self, state: bytearray, end: int) -> bool:
+    def add_page(self, state: bytearray | memoryview, end: int) -> bool:
         """Append what `page` gave, up to the position `end`; False leaves the cache as it was.
 
         llama.cpp aborts the process on some broken states: it must be what this build has written.

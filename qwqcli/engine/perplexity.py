@@ -151,7 +151,7 @@ def _score(job: Job) -> Iterator[tuple[Sums, int]]:
     scored = job.n_ctx - job.n_ctx // 2
     placement = hosted.placement(spec, n_ctx=job.n_ctx, n_outputs=scored)
     model = native.Model(Path(spec.path), placement, spec.extra_bufts, lambda done: True)
-    context = native.Context(model, placement, spec.threads)
+    context = native.Context(model, placement.contexts[0], spec.threads)
     text = Path(job.text).read_text(encoding="utf-8")
     tokens = model.tokenize(text, start_of_text=True)
     total = _windows(len(tokens), job)

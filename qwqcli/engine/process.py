@@ -61,9 +61,17 @@ _AGAIN = "The engine died again and again at the same place."
 LEAVE_S = 5.0  # how long a child that is left may go on writing
 
 
-def open_engine(path: Path, settings: Settings, cache: Path) -> ProcessEngine:
-    """Start the engine for a model with a person's settings; returns at once, loading goes on."""
-    return ProcessEngine(tuned.applied(stock_spec(path, settings), settings, cache), cache)
+def open_engine(
+    path: Path, settings: Settings, cache: Path, *, repeatable: bool = False
+) -> ProcessEngine:
+    """Start the engine for a model with a person's settings; returns at once, loading goes on.
+
+    `repeatable`: nothing tuned makes a reply depend on what the KV cache held before.
+    """
+    spec = tuned.applied(stock_spec(path, settings), settings, cache)
+    if repeatable and settings.flash_attn is None and spec.flash_attn == "prompts":
+        spec = replace(spec, flash_attn=None)
+    return ProcessEngine(spec, cache)
 
 
 def stock_spec(path: Path, settings: Settings) -> EngineSpec:
@@ -285,6 +293,8 @@ def safer(spec: EngineSpec, starved: bool, on_gpu: bool) -> tuple[EngineSpec, st
         return alone, "It is started again without the RPC device."
     if spec.gpu_layers != 0 and on_gpu:
         return replace(spec, gpu_layers=0), "It is started again on the CPU."
+    if spec.flash_attn == "prompts":
+        return replace(spec, flash_attn=None), "It is started again with one KV cache."
     if spec.extra_bufts:
         return replace(spec, extra_bufts=False), "It is started again without repacked weights."
     return spec, "It is started again."

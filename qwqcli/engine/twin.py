@@ -14,7 +14,7 @@ Limits: KV cache in f16 and a plain attention, all on the CPU (`plan` sees to it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from qwqcli.errors import EngineError
 # Depth to which flash attention generates no slower. On two cores with AVX-512: even at 170 tokens
 # with SmolLM2-135M; with QwQ-32B's shape 1 % slower from the first token on.
 SHALLOW = 192
-PIECE = 256  # tokens that are copied at a time: 64 MiB of QwQ's cache
+PIECE = 64  # tokens that are copied at a time: 16 MiB of QwQ's cache
 _F16 = 1  # enum ggml_type
 
 
@@ -38,6 +38,7 @@ class Twin:
         self._prompts, self._generating = self._both = opened
         self._held = dict.fromkeys(opened, 0)  # tokens of the conversation in each
         self._latest = self._prompts  # the one that decoded last
+        self._room = bytearray()  # for what is copied: new memory would take longer than the copy
         self.n_batch = self._prompts.n_batch
 
     @property
@@ -75,7 +76,10 @@ class Twin:
         other = self._generating if context is self._prompts else self._prompts
         for start in range(self._held[context], self.length, PIECE):
             end = min(start + PIECE, self.length)
-            if not context.add_page(turned(other.page(start, end)), end):
+            state = other.page(start, end, self._room)
+            self._room = cast(bytearray, state.obj)
+            turn(state)
+            if not context.add_page(state, end):
                 raise _other_layout()
             self._held[context] = end
 
@@ -103,7 +107,7 @@ class Twin:
         self._bring(self._prompts)
         return self._prompts.page(start, end)
 
-    def add_page(self, state: bytearray, end: int) -> bool:
+    def add_page(self, state: bytearray | memoryview, end: int) -> bool:
         self._bring(self._prompts)
         added = self._prompts.add_page(state, end)
         self._held[self._prompts] = self._prompts.length
@@ -144,23 +148,21 @@ def opened(model: Model, placement: Placement, threads: int, *, copies: bool = F
     return Context(model, placement, threads, copies=copies)
 
 
-def turned(state: memoryview) -> bytearray:
-    """A state of `Context.page` with the V of each layer transposed; it has the same size.
+def turn(state: memoryview) -> None:
+    """Transpose the V of each layer in a state of `Context.page`, which keeps its size.
 
     V is (tokens, width) where flash attention reads it, else (width, tokens). A state is a header
     (magic, sequence, streams, tokens), position, number of sequences and sequence of each token,
     which layout of V it is, the number of layers, K of each layer and V of each layer, as
     llama_kv_cache::state_write has it. Raises EngineError if this build has it otherwise.
     """
-    result = bytearray(state)
     try:
-        _turn(result)
-    except ValueError as error:  # numpy's, of a part that would be outside
+        _turn(state)
+    except ValueError as error:  # numpy's too, of a part that would be outside
         raise _other_layout() from error
-    return result
 
 
-def _turn(state: bytearray) -> None:
+def _turn(state: memoryview) -> None:
     _, _, streams, tokens = (int(word) for word in np.frombuffer(state, np.uint32, 4))
     sequences = np.frombuffer(state, np.uint32, 3 * tokens, 16)[1::3]
     at = 16 + 12 * tokens
@@ -179,7 +181,7 @@ def _turn(state: bytearray) -> None:
         raise ValueError
 
 
-def _turn_layer(state: bytearray, at: int, tokens: int, transposed: bool) -> int:
+def _turn_layer(state: memoryview, at: int, tokens: int, transposed: bool) -> int:
     """Transpose the V that begins at `at`; returns where it ends."""
     head = np.frombuffer(state, np.uint32, 3, at)  # its type; bytes of a value and width, or of a
     kind, first, second = (int(word) for word in head)  # row in 64 bits
