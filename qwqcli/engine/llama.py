@@ -236,7 +236,7 @@ class LlamaEngine:
         # (see `_evenly`): the same question would be answered in other words the second time.
         reused = self._reuse(prompt[:-2])
         complete = yield from self._process(prompt, control)
-        self._context.synchronize()
+        self._context.synchronize()  # what it takes is the prompt's time, not the reply's
         clock.prompt_done()
         reply = _Reply(_splitter(rendered, begun.replace(_BREAK, "")), clock)
         seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
