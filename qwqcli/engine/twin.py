@@ -39,11 +39,7 @@ class Twin:
         self._held = dict.fromkeys(opened, 0)  # tokens of the conversation in each
         self._latest = self._prompts  # the one that decoded last
         self._room = bytearray()  # for what is copied: new memory would take longer than the copy
-        self.n_batch = self._prompts.n_batch
-
-    @property
-    def n_ctx(self) -> int:
-        return self._prompts.n_ctx
+        self.n_batch, self.n_ctx = self._prompts.n_batch, self._prompts.n_ctx
 
     @property
     def handle(self) -> Any:
