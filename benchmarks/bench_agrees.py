@@ -13,45 +13,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common import smollm
+from common import Speeds, last_object, report, smollm, speeds, turns
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 GOAL = 0.02  # of difference
 
 
-def ours(args: argparse.Namespace, model: Path) -> dict[str, float]:
+def ours(args: argparse.Namespace, model: Path) -> Speeds:
     """Tokens per second of each test by its name, from `qwq bench --json`."""
     command = [
-        *(sys.executable, "-m", "qwqcli", "bench", "--model", str(model), "--json", "--no-chat"),
+        *("bench", "--model", str(model), "--no-chat"),
         *("--no-tune", "--flash-attn", "off", "--threads", str(args.threads), "-r", "1"),
         *("-p", args.p, "-n", args.n, "-d", args.d),
     ]
-    environ = {**os.environ, "QWQ_DATA_DIR": tempfile.gettempdir()}
-    output = subprocess.run(command, capture_output=True, check=True, env=environ).stdout
-    return _speeds(json.loads(output.splitlines()[-1])["tests"])
+    return speeds(last_object(*command, QWQ_DATA_DIR=tempfile.gettempdir())["tests"])
 
 
-def theirs(args: argparse.Namespace, model: Path) -> dict[str, float]:
+def theirs(args: argparse.Namespace, model: Path) -> Speeds:
     """The same from llama-bench."""
     command = [
         *(str(args.llama_bench), "-m", str(model), "-o", "json", "-r", "1"),
         *("-t", str(args.threads), "-fa", "0", "--repack", "0", "-b", "512", "-ub", "512"),
         *("-p", args.p, "-n", args.n, "-d", args.d),
     ]
-    output = subprocess.run(command, capture_output=True, check=True).stdout
-    return _speeds(json.loads(output))
-
-
-def _speeds(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {f"pp{r['n_prompt']} tg{r['n_gen']} d{r['n_depth']}": r["avg_ts"] for r in rows}
+    return speeds(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
 
 
 def main() -> int:
@@ -72,27 +63,10 @@ def main() -> int:
             from gguf_files import write_qwq_shaped
 
             model = write_qwq_shaped(Path(folder) / "qwq.gguf", layers=args.qwq_layers)
-        rounds = []
-        for at in range(args.rounds):
-            pair = [ours, theirs] if at % 2 == 0 else [theirs, ours]
-            seen = {side: side(args, model) for side in pair}
-            rounds.append((seen[ours], seen[theirs]))
-            print(f"round {at + 1}:", *rounds[-1], file=sys.stderr)
-    return _report(rounds)
-
-
-def _report(rounds: list[tuple[dict[str, float], dict[str, float]]]) -> int:
+        found = turns(lambda: ours(args, model), lambda: theirs(args, model), args.rounds)
     missed = 0
-    for test in rounds[0][0]:
-        ratios = [a[test] / b[test] for a, b in rounds]
-        ratio = statistics.median(ratios)
-        mine = statistics.median(a[test] for a, _ in rounds)
-        other = statistics.median(b[test] for _, b in rounds)
-        missed += abs(ratio - 1) > GOAL
-        print(
-            f"{test}: {mine:.2f} against {other:.2f} tokens/s, ratio {ratio:.3f}"
-            f" ({min(ratios):.3f} to {max(ratios):.3f}, n={len(ratios)}); goal within {GOAL:.0%}"
-        )
+    for test, measured in found.items():
+        missed += abs(report(test, measured, "tokens/s", f"within {GOAL:.0%}") - 1) > GOAL
     return 1 if missed else 0
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
+
+Speeds: TypeAlias = dict[str, float]  # tokens per second by test, such as `pp512 @ d0`
 
 
 def smollm() -> Path:
@@ -42,6 +46,40 @@ def llama_bench(
     ]
     output = subprocess.run(command, capture_output=True, check=True).stdout
     return float(json.loads(output)[0]["avg_ts"])
+
+
+def last_object(*arguments: str, **environ: str) -> dict[str, Any]:
+    """The JSON object that a command of qwq prints at its end."""
+    output = subprocess.run(
+        [sys.executable, "-m", "qwqcli", *arguments, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        env={**os.environ, **environ},
+    ).stdout
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def speeds(rows: Sequence[dict[str, Any]]) -> Speeds:
+    """Of the tests of `qwq bench` or llama-bench, which name their fields alike."""
+    return {
+        f"{'pp' if row['n_prompt'] else 'tg'}{row['n_prompt'] or row['n_gen']}"
+        f" @ d{row['n_depth']}": row["avg_ts"]
+        for row in rows
+    }
+
+
+def turns(
+    ours: Callable[[], Speeds], theirs: Callable[[], Speeds], rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Pairs of speeds by test; who begins changes from round to round."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for at in range(rounds):
+        seen = {side: side() for side in ((ours, theirs) if at % 2 == 0 else (theirs, ours))}
+        print(f"round {at + 1}:", seen[ours], seen[theirs], file=sys.stderr)
+        for test, speed in seen[ours].items():
+            found.setdefault(test, []).append((speed, seen[theirs][test]))
+    return found
 
 
 def pairs(

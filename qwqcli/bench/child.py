@@ -18,7 +18,6 @@ from qwqcli.bench import Test
 from qwqcli.bench.drill import Mix
 from qwqcli.engine import Control, wire
 from qwqcli.engine.pipes import Pipes
-from qwqcli.errors import EngineError
 
 POLL_S = 0.05  # how often `cancel` is asked while the child measures; it costs 20 us each
 
@@ -107,13 +106,8 @@ class Child:
             except queue.Empty:
                 continue
             if not line:
-                raise self._death()
+                raise self._pipes.death()
             said = dict(json.loads(line))
             if "failed" in said:
                 raise wire.Failed(*said["failed"]).error()
             return said
-
-    def _death(self) -> EngineError:
-        code, words = self._pipes.process.wait(), self._pipes.last_words()
-        said = f": {words[:200]}" if words else ""
-        return EngineError(f"The process that measures ended with code {code}{said}.", "qwq doctor")

@@ -416,7 +416,7 @@ class _Clock:
         self.prompt_s = self.now()
 
     def token(self) -> None:
-        self.last_token = time.perf_counter() - self._start
+        self.last_token = self.now()
         if self.first_token is None:
             self.first_token = self.last_token
 

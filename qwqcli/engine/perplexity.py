@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from qwqcli.engine import EngineSpec, pipes, wire
-from qwqcli.errors import EngineError, NoRoom, QwqError, UsageError
+from qwqcli.errors import NoRoom, QwqError, UsageError
 
 WINDOW = 512  # tokens, llama-perplexity's own
 POLL_S = 0.05  # how often `stop` is asked
@@ -117,7 +117,8 @@ def _child(job: Job, stop: Callable[[], object]) -> Generator[Progress, None, Su
             except queue.Empty:
                 continue
             if not line:
-                _check_end(child)
+                if child.process.wait():
+                    raise child.death()
                 return sums
             said = json.loads(line)
             if "failed" in said:
@@ -128,14 +129,6 @@ def _child(job: Job, stop: Callable[[], object]) -> Generator[Progress, None, Su
     finally:
         child.process.kill()  # it does not look at its stdin while it works
         child.close()
-
-
-def _check_end(child: pipes.Pipes) -> None:
-    """Raises EngineError unless the child came to the end of its job."""
-    if code := child.process.wait():
-        words = child.last_words()
-        said = f": {words[:200]}" if words else ""
-        raise EngineError(f"The process that measures ended with code {code}{said}.", "qwq doctor")
 
 
 # --- in the child ------------------------------------------------------------------------------
