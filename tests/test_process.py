@@ -350,7 +350,7 @@ def test_gathering_changes_nothing_but_the_number(pieces: list[tuple[type, str, 
 
     apart = runs(list(reply()))
     now = 0.0
-    together = list(worker.gathered(reply(), clock=lambda: now))
+    together = list(worker.gathered(reply(), 0.05, clock=lambda: now))
     assert runs(together) == apart
 
 
@@ -361,7 +361,7 @@ def test_closing_a_thought_is_never_joined_to_what_follows() -> None:
         Done("end", Stats()),
     ]  # fmt: skip
     wanted = [Reasoning("a", 1), Reasoning("b", 3, "budget"), Reasoning("c", 4), reply[-1]]
-    assert list(worker.gathered(reply, clock=lambda: 0.0)) == wanted
+    assert list(worker.gathered(reply, 0.05, clock=lambda: 0.0)) == wanted
 
 
 def test_pieces_far_apart_are_said_at_once() -> None:
@@ -373,7 +373,7 @@ def test_pieces_far_apart_are_said_at_once() -> None:
             yield Answer(text, count)
         raise EngineError("gone")
 
-    events = worker.gathered(reply(), clock=lambda: next(times))
+    events = worker.gathered(reply(), 0.05, clock=lambda: next(times))
     assert [next(events) for _ in range(3)] == [Answer("a", 1), Answer("b", 2), Answer("cd", 4)]
     with pytest.raises(EngineError):
         next(events)
@@ -382,7 +382,7 @@ def test_pieces_far_apart_are_said_at_once() -> None:
 def test_the_first_piece_waits_for_nothing() -> None:
     """What is said of the prompt just before is no piece that the first one could join."""
     reply: list[Event] = [Prompting(3, 3), Room(9, 3), Answer("a", 1), Answer("b", 2)]
-    said = worker.gathered(iter(reply), clock=lambda: 0.0)
+    said = worker.gathered(iter(reply), 0.05, clock=lambda: 0.0)
     assert [next(said) for _ in range(3)] == reply[:3]
 
 

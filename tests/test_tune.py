@@ -109,6 +109,27 @@ def test_a_micro_batch_is_judged_by_the_prompt() -> None:
     assert proved.holds
 
 
+def test_what_seems_a_little_faster_is_tried_again() -> None:
+    """Of a dozen settings one has luck; what helps helps twice, and much needs no second look."""
+
+    def tried(luck: float, gain: float) -> tuple[bool, int]:
+        machine = FakeMachine()
+
+        def measure(setting: Setting) -> Speeds:
+            lucky = setting.n_batch == 256 and setting not in machine.measured
+            machine.measured.append(setting)
+            factor = (luck if lucky else 1.0) * (gain if setting.n_batch == 256 else 1.0)
+            return Speeds(100.0 * factor, (20.0, 10.0))
+
+        run = tune.search([OWN], SPACE, measure, machine.clock, 1e9)
+        taken = any(event.best for event in run)
+        return taken, sum(s.n_batch == 256 for s in machine.measured)
+
+    assert tried(luck=1.04, gain=1.0) == (False, 2)
+    assert tried(luck=1.0, gain=1.04) == (True, 2)
+    assert tried(luck=1.0, gain=1.2) == (True, 1)
+
+
 def test_a_less_precise_cache_must_be_worth_it() -> None:
     """KV in q8_0 costs precision: 8 % more speed does not pay for it, 15 % does."""
     assert found(FakeMachine(lambda s: 1.08 if s.kv == "q8_0" else 1.0)).kv == "f16"

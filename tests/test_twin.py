@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from command_line import qwq
 from replies import answer, done
@@ -17,7 +18,7 @@ from qwqcli.config import Settings
 from qwqcli.costs import TILE
 from qwqcli.engine import EngineSpec, Keep, tuned
 from qwqcli.engine.llama import LlamaEngine
-from qwqcli.engine.native import Context, Model, Placement
+from qwqcli.engine.native import Context, Model, Placement, Pool, build
 from qwqcli.engine.process import open_engine, stock_spec
 from qwqcli.engine.tuned import Tuned
 from qwqcli.engine.twin import SHALLOW, Twin, opened, turn
@@ -99,6 +100,25 @@ def test_it_says_what_a_single_cache_says(
         assert twin.length == single.length
         assert difference(twin, single) < CLOSE
         assert twin.logits().argmax() == single.logits().argmax()
+
+
+def test_threads_live_as_long_as_the_contexts(model: Model) -> None:
+    """Two contexts share them; OpenMP has threads of its own, whatever it is given."""
+    count = psutil.Process().num_threads
+    without = count()
+    pool = Pool(3)
+    assert pool._pool, "this build lays out ggml_threadpool_params in another way"
+    assert count() == without + (0 if "OPENMP" in build() else 2)
+    first, second = (Context(model, Placement(n_ctx=256), 3, pool=pool) for _ in range(2))
+    for context in (first, second, first):
+        assert context.decode(tokens(model, 20))
+    together = count()
+    first.close()
+    assert second.decode(tokens(model, 20))
+    assert count() == together
+    second.close()
+    assert pool._pool is None
+    assert count() == together - (0 if "OPENMP" in build() else 2)
 
 
 def test_each_way_goes_through_the_cache_that_is_faster(model: Model, twin: Twin) -> None:

@@ -293,13 +293,59 @@ class Model:
         return str(lib.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
 
 
+class Pool:
+    """CPU threads that stay as long as the contexts that compute with them.
+
+    A build of llama.cpp with OpenMP takes no notice, for it has threads that stay. One without, as
+    on macOS, would start and join threads for every part of every graph that the CPU computes: up
+    to 17 times slower where a GPU and the CPU share the layers (benchmarks/LOG.md).
+    """
+
+    def __init__(self, threads: int) -> None:
+        start()
+        self._contexts = 0
+        self._pool = None
+        params = (ctypes.c_uint32 * 1024)()  # more than ggml_threadpool_params takes
+        _must("ggml_threadpool_params_init", None, ctypes.c_void_p, ctypes.c_int)(params, threads)
+        at = MAX_CPU_THREADS // 4  # words, behind a mask of CPUs: threads, priority, polling
+        if tuple(params[at : at + 3]) == (threads, 0, _POLL):  # else it is laid out otherwise
+            params[at + 2] = 0  # who waits sleeps: a GPU may compute for long
+            self._pool = _of_cpu("ggml_threadpool_new", ctypes.c_void_p, ctypes.c_void_p)(params)
+
+    def join(self, context: Any) -> None:
+        """Let a llama_context compute with these threads."""
+        self._contexts += 1
+        if self._pool:
+            attach = _must("llama_attach_threadpool", None, *[ctypes.c_void_p] * 3)
+            attach(context, self._pool, self._pool)
+
+    def leave(self) -> None:
+        """One of the contexts has been freed; the threads end with the last one."""
+        self._contexts -= 1
+        if self._pool and not self._contexts:
+            _of_cpu("ggml_threadpool_free", None, ctypes.c_void_p)(self._pool)
+            self._pool = None
+
+
+MAX_CPU_THREADS = 512  # GGML_MAX_N_THREADS
+_POLL = 50  # what ggml_threadpool_params_init sets
+
+
 class Context:
     """A KV cache of one sequence, and decoding into it."""
 
     def __init__(
-        self, model: Model, placement: Placement, threads: int, *, copies: bool = False
+        self,
+        model: Model,
+        placement: Placement,
+        threads: int,
+        *,
+        copies: bool = False,
+        pool: Pool | None = None,
     ) -> None:
-        """`copies` allows `append`, `page` and `add_page`."""
+        """`copies` allows `append`, `page` and `add_page`; `pool` is shared with who decodes in
+        turns with this one.
+        """
         params = lib.llama_context_default_params()
         if copies:  # a second sequence in the same cells
             params.n_seq_max, params.kv_unified = 2, True
@@ -317,6 +363,8 @@ class Context:
                 f" {_last_error()}",
                 f"Try --ctx {max(256, placement.n_ctx // 2)}",
             )
+        self._pool = pool or Pool(threads)
+        self._pool.join(self._context)
         self._memory = lib.llama_get_memory(self._context)
         self._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         self._tokens = (lib.llama_token * placement.n_batch)()
@@ -467,6 +515,7 @@ class Context:
         if self._context:
             lib.llama_free(self._context)
             self._context = None
+            self._pool.leave()
 
 
 class Sampler:
@@ -579,6 +628,18 @@ def _must(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         raise EngineError(
             f"This build of llama.cpp lacks {name}.", "pip install --upgrade llama-cpp-python"
         )
+    return function
+
+
+def _of_cpu(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A function that the CPU backend lends, also where a build loads it as a plugin."""
+    by_name = _must("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    address = _must(
+        "ggml_backend_reg_get_proc_address", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
+    )
+    function: Callable[..., Any] = ctypes.CFUNCTYPE(result, *arguments)(
+        address(by_name(b"CPU"), name.encode())
+    )
     return function
 
 

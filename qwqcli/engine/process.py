@@ -54,7 +54,7 @@ from qwqcli.messages import (
 )
 
 TELLING = 64  # tokens of a prompt that tell well how fast prompts are processed
-POLL_S = 0.1  # how often `control` is asked while the child is silent; longer than GATHER_S
+POLL_S = 0.15  # how often `control` is asked while the child is silent; pieces come more often
 RESTARTS = 3  # of one request that keeps dying before it is given up
 PATIENCE_S = 30.0  # a stopped reply ends within one prompt batch; a child that hangs is killed
 _AGAIN = "The engine died again and again at the same place."

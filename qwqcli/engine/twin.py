@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwqcli.costs import TILE
-from qwqcli.engine.native import Context, Model, Placement
+from qwqcli.engine.native import Context, Model, Placement, Pool
 from qwqcli.errors import EngineError
 
 # Depth to which flash attention generates no slower. On two cores with AVX-512: even at 170 tokens
@@ -34,7 +34,10 @@ class Twin:
     """Two contexts that decode in turns. The methods are those of `Context`."""
 
     def __init__(self, model: Model, placement: Placement, threads: int) -> None:
-        opened = [Context(model, part, threads, copies=True) for part in placement.contexts]
+        pool = Pool(threads)
+        opened = [
+            Context(model, part, threads, copies=True, pool=pool) for part in placement.contexts
+        ]
         self._prompts, self._generating = self._both = opened
         self._held = dict.fromkeys(opened, 0)  # tokens of the conversation in each
         self._latest = self._prompts  # the one that decoded last
