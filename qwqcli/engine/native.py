@@ -305,12 +305,15 @@ class Pool:
         start()
         self._contexts = 0
         self._pool = None
+        new = _of_cpu("ggml_threadpool_new", ctypes.c_void_p, ctypes.c_void_p)
+        free = _of_cpu("ggml_threadpool_free", None, ctypes.c_void_p)
         params = (ctypes.c_uint32 * 1024)()  # more than ggml_threadpool_params takes
         _must("ggml_threadpool_params_init", None, ctypes.c_void_p, ctypes.c_int)(params, threads)
         at = MAX_CPU_THREADS // 4  # words, behind a mask of CPUs: threads, priority, polling
-        if tuple(params[at : at + 3]) == (threads, 0, _POLL):  # else it is laid out otherwise
+        known = tuple(params[at : at + 3]) == (threads, 0, _POLL)  # else laid out in another way
+        if new and free and known:
             params[at + 2] = 0  # who waits sleeps: a GPU may compute for long
-            self._pool = _of_cpu("ggml_threadpool_new", ctypes.c_void_p, ctypes.c_void_p)(params)
+            self._pool, self._free = new(params), free
 
     def join(self, context: Any) -> None:
         """Let a llama_context compute with these threads."""
@@ -323,7 +326,7 @@ class Pool:
         """One of the contexts has been freed; the threads end with the last one."""
         self._contexts -= 1
         if self._pool and not self._contexts:
-            _of_cpu("ggml_threadpool_free", None, ctypes.c_void_p)(self._pool)
+            self._free(self._pool)
             self._pool = None
 
 
@@ -631,16 +634,13 @@ def _must(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     return function
 
 
-def _of_cpu(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+def _of_cpu(name: str, result: Any, *arguments: Any) -> Callable[..., Any] | None:
     """A function that the CPU backend lends, also where a build loads it as a plugin."""
-    by_name = _must("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
-    address = _must(
-        "ggml_backend_reg_get_proc_address", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
-    )
-    function: Callable[..., Any] = ctypes.CFUNCTYPE(result, *arguments)(
-        address(by_name(b"CPU"), name.encode())
-    )
-    return function
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    backend = _must("ggml_backend_reg_by_name", pointer, text)(b"CPU")
+    lend = _must("ggml_backend_reg_get_proc_address", pointer, pointer, text)
+    address = lend(backend, name.encode()) if backend else None
+    return ctypes.CFUNCTYPE(result, *arguments)(address) if address else None
 
 
 _GGML_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type
