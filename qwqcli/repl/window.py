@@ -52,10 +52,11 @@ def context(chat: Chat, argument: str) -> None:
     n_ctx = chat.engine.info().n_ctx
     parts = _parts(chat)
     parts["free"] = max(n_ctx - sum(parts.values()), 0)
-    width = min(BAR, max(chat.screen.out.size()[0] - 3, 1))
-    chat.say(_bar(list(parts.values()), n_ctx, width))
+    columns = chat.screen.out.size()[0]
+    chat.say(_bar(list(parts.values()), n_ctx, min(BAR, max(columns - 3, 1))))
     for (name, count), mark in zip(parts.items(), MARKS, strict=True):
-        chat.say(f"  {mark} {name:10} {count:8,} tokens  {100 * count / n_ctx:5.1f} %")
+        row = f"  {mark} {name:10} {count:8,} tokens  {100 * count / n_ctx:5.1f} %"
+        chat.say(row if len(row) < columns else f"{mark} {name}: {count:,}")
     used = sum(parts.values()) - parts["free"]
     chat.say(
         f"{used:,} of {tokens(n_ctx)} are used; a reply, thought and all, must fit into the rest."
