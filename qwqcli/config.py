@@ -72,10 +72,12 @@ class Settings:
         return self.budget.tokens != 0
 
 
+MAX_THREADS = 512  # GGML_MAX_N_THREADS
+
 # setting -> (lowest, highest); what is outside is a slip, not a wish
 RANGES: dict[str, tuple[float, float]] = {
     "ctx": (256, 1 << 20),
-    "threads": (1, 512),  # GGML_MAX_N_THREADS
+    "threads": (1, MAX_THREADS),
     "temperature": (0.0, 5.0),
     "top_p": (0.0, 1.0),
     "top_k": (0, 1_000_000),

@@ -53,6 +53,11 @@ class EngineInfo:
     notices: tuple[str, ...] = ()  # such as: no chat template in the file, ChatML is used
     reasons: tuple[str, ...] = ()  # of the plan, a sentence a choice
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether any layer is on a GPU."""
+        return not self.placement.startswith(NO_GPU)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:

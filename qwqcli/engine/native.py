@@ -20,7 +20,7 @@ import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from qwqcli.config import FlashAttn
+from qwqcli.config import MAX_THREADS, FlashAttn
 from qwqcli.costs import OUTPUTS, TILE
 from qwqcli.engine import MEMORY_WORDS
 from qwqcli.errors import BadFile, EngineError, OutOfMemory, UsageError
@@ -309,7 +309,7 @@ class Pool:
         free = _of_cpu("ggml_threadpool_free", None, ctypes.c_void_p)
         params = (ctypes.c_uint32 * 1024)()  # more than ggml_threadpool_params takes
         _must("ggml_threadpool_params_init", None, ctypes.c_void_p, ctypes.c_int)(params, threads)
-        at = MAX_CPU_THREADS // 4  # words, behind a mask of CPUs: threads, priority, polling
+        at = MAX_THREADS // 4  # words, behind a mask of CPUs: threads, priority, polling
         known = tuple(params[at : at + 3]) == (threads, 0, _POLL)  # else laid out in another way
         if new and free and known:
             params[at + 2] = 0  # who waits sleeps: a GPU may compute for long
@@ -330,7 +330,6 @@ class Pool:
             self._pool = None
 
 
-MAX_CPU_THREADS = 512  # GGML_MAX_N_THREADS
 _POLL = 50  # what ggml_threadpool_params_init sets
 
 

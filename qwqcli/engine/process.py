@@ -22,7 +22,6 @@ from typing import Any
 from qwqcli.config import Settings
 from qwqcli.engine import (
     MEMORY_WORDS,
-    NO_GPU,
     RETRIES,
     UNLIMITED,
     Control,
@@ -268,7 +267,7 @@ class ProcessEngine:
 
     def _restart(self, starved: bool) -> str:
         """Start a new child; returns the sentence that says how."""
-        on_gpu = self._info is None or not self._info.placement.startswith(NO_GPU)
+        on_gpu = self._info is None or self._info.on_gpu
         spec, how = safer(self._spec, starved, on_gpu)
         self._start(spec)
         return how

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeAlias
 
-from qwqcli.engine import NO_GPU, pipes, selfcheck, wire
+from qwqcli.engine import pipes, selfcheck, wire
 from qwqcli.errors import QwqError
 from qwqcli.messages import Answer, Event, Loading, Notice, Order, Reasoning
 
@@ -111,8 +111,8 @@ class Worker:
             thinking=ask.thinking,
             budget=ask.budget,
         )
-        on_cpu = self._engine.info().placement.startswith(NO_GPU)
-        for event in gathered(events, GATHER_CPU_S if on_cpu else GATHER_S):
+        apart_s = GATHER_S if self._engine.info().on_gpu else GATHER_CPU_S
+        for event in gathered(events, apart_s):
             self._say(event)
 
     def _order(self, request: int) -> Order:
