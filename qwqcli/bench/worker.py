@@ -15,14 +15,15 @@ import random
 import sys
 import threading
 import time
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qwqcli.bench import Test, drill
 from qwqcli.bench.watch import free_bytes
-from qwqcli.engine import pipes, wire
+from qwqcli.engine import pipes
 from qwqcli.engine.llama import layers_line
+from qwqcli.engine.measurer import failure
 from qwqcli.engine.native import Model, Placement, add_rpc_devices, buffer_owners, log
 from qwqcli.engine.twin import opened
 from qwqcli.errors import EngineError, QwqError
@@ -117,7 +118,7 @@ class Worker:
             else:
                 self._test(**request["test"])
         except QwqError as error:
-            self._say({"failed": astuple(wire.Failed.of(error))})
+            self._say(failure(error))
 
     def _load(
         self, path: str, placement: dict[str, Any], extra_bufts: bool, rpc: str | None

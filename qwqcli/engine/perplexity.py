@@ -16,21 +16,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import queue
 import shutil
 import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwqcli.engine import EngineSpec, pipes, wire
+from qwqcli.engine import EngineSpec, pipes
+from qwqcli.engine.measurer import Measurer, failure
 from qwqcli.errors import NoRoom, QwqError, UsageError
 
 WINDOW = 512  # tokens, llama-perplexity's own
-POLL_S = 0.05  # how often `stop` is asked
 _ROWS = 16  # positions whose probabilities are worked out at once: 20 MB with QwQ's vocabulary
 
 
@@ -106,28 +105,15 @@ def measure(
 
 
 def _child(job: Job, stop: Callable[[], object]) -> Generator[Progress, None, Sums | None]:
-    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    child = pipes.Pipes("qwqcli.engine.perplexity", lines.put)
+    child = Measurer("qwqcli.engine.perplexity", stop)
     sums: Sums | None = None
     try:
-        child.send(json.dumps(asdict(job)).encode() + b"\n")
-        while not stop():
-            try:
-                line = lines.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
-            if not line:
-                if child.process.wait():
-                    raise child.death()
-                return sums
-            said = json.loads(line)
-            if "failed" in said:
-                raise wire.Failed(*said["failed"]).error()
+        child.send(asdict(job))
+        while (said := child.next()) and "done" not in said:
             sums = Sums(**said["sums"])
             yield Progress(sums.windows, said["total"], sums)
-        return None
+        return sums if said else None
     finally:
-        child.process.kill()  # it does not look at its stdin while it works
         child.close()
 
 
@@ -277,8 +263,9 @@ def main() -> None:
     try:
         for sums, total in _score(job):
             say({"sums": asdict(sums), "total": total})
+        say({"done": True})
     except QwqError as error:
-        say({"failed": astuple(wire.Failed.of(error))})
+        say(failure(error))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from qwqcli.errors import EngineError
-
 Say = Callable[[dict[str, Any]], None]
 
 CLOSE_S = 2.0  # how long a child may take to leave before it is killed
@@ -83,12 +81,6 @@ class Pipes:
         lines = self._errors.read()[-4096:].decode("utf-8", "replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
         return said[-1] if said else ""
-
-    def death(self) -> EngineError:
-        """What there is to say of a child that measures, and has ended before its work."""
-        code, words = self.process.wait(), self.last_words()
-        said = f": {words[:200]}" if words else ""
-        return EngineError(f"The process that measures ended with code {code}{said}.", "qwq doctor")
 
     def _write(self) -> None:
         """Lines from the outbox to the child, until an empty one; then its stdin ends."""
