@@ -1,76 +1,90 @@
 """Is the time per token outside `llama_decode` the same at token 8,000 as at token 100?
 
-    python benchmarks/flat.py [--tokens 8000]
+    python benchmarks/flat.py [--rounds 3] [--tokens 8000]
 
-One reply of SmolLM2 that is not allowed to end, in this process: all that the engine does for a
-token (sampling, text, splitting, events) and drawing it into a pipe, less the time in
-`llama_decode`. Printed as the median over 200 tokens around token 100 and around the last.
+One reply of SmolLM2 that is not allowed to end, as `qwq ask` makes it: a child process is the
+engine, this one draws into a pipe. Taken is all that the child does between two calls of
+`llama_decode`: sampling, splitting, events, telling the parent, who draws. Each token is told by
+itself, as those of QwQ-32B are, which come slower than pieces are gathered; else the number of
+tokens in a piece, which falls with the speed of `llama_decode`, would be measured with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import statistics
+import os
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
-from common import smollm
+import numpy as np
+from common import report, smollm
+from numpy.typing import NDArray
 
-from qwqcli.engine import EngineSpec
-from qwqcli.engine.llama import LlamaEngine
+from qwqcli.engine import EngineSpec, pipes, process, worker
 from qwqcli.engine.native import Context, Model
-from qwqcli.messages import Answer, Event, Message, Reasoning, Sampling
+from qwqcli.messages import Message, Sampling
 from qwqcli.render import AskView, draw_reply
 from qwqcli.terminal import Screen
 
-WINDOW = 200
+NOTES = "QWQ_FLAT_NOTES"  # in the environment of the child: the file that it writes to
+TRAINED = 8192  # tokens of context that SmolLM2 was trained for
+FIRST, LAST = slice(None, 200), slice(-200, None)  # the tokens around token 100, and the last
 
 
-def overheads(tokens: int) -> list[float]:
-    """Seconds outside `llama_decode` for each piece of one reply, which is a token or two."""
-    decoded = 0.0
-    decode = Context.decode
+def serve() -> None:
+    """The engine's child as it is, but that no reply ends, all is told, and times are noted."""
+    notes = np.memmap(os.environ[NOTES], np.float64, "r+")
+    decode, came, noted = Context.decode, 0.0, 0
 
     def timed(context: Context, batch: Sequence[int]) -> bool:
-        nonlocal decoded
-        began = time.perf_counter()
+        nonlocal came, noted
+        if came and len(batch) == 1:
+            notes[noted] = time.perf_counter() - came
+            noted += 1
         try:
             return decode(context, batch)
         finally:
-            decoded += time.perf_counter() - began
-
-    def noted(events: Iterator[Event]) -> Iterator[Event]:
-        began, before = time.perf_counter(), decoded
-        for event in events:
-            yield event  # drawn in here
-            now = time.perf_counter()
-            if isinstance(event, Reasoning | Answer):
-                spent.append(now - began - (decoded - before))
-            began, before = now, decoded
+            came = time.perf_counter() if len(batch) == 1 else 0.0
 
     Context.decode = timed  # type: ignore[method-assign]
-    Model.ends = lambda self, token: False  # type: ignore[method-assign]  # the reply must go on
-    spent: list[float] = []
-    engine = LlamaEngine(EngineSpec(str(smollm()), n_ctx=tokens + 200, threads=2))
-    sampling = Sampling(seed=1, max_tokens=tokens)
-    events = engine.stream([Message("user", "Tell me a very long story.")], sampling)
-    draw_reply(noted(events), AskView(Screen(io.StringIO(), io.StringIO(), {})))
-    return spent
+    Model.ends = lambda self, token: False  # type: ignore[method-assign]
+    worker.GATHER_CPU_S = 0.0
+    worker.main()
+
+
+def overheads(tokens: int) -> NDArray[np.float64]:
+    """Seconds outside `llama_decode` between each two tokens of one reply."""
+    with tempfile.TemporaryDirectory() as folder:
+        notes = Path(folder) / "notes"
+        notes.write_bytes(bytes(8 * tokens))
+        os.environ[NOTES] = str(notes)
+        spec = EngineSpec(str(smollm()), n_ctx=TRAINED, threads=2, flash_attn="off")
+        engine = process.ProcessEngine(spec, Path(folder))
+        question = [Message("user", "Tell me a very long story.")]
+        events = engine.stream(question, Sampling(seed=1, max_tokens=tokens))
+        draw_reply(events, AskView(Screen(io.StringIO(), io.StringIO(), {})))
+        engine.close()
+        seconds = np.fromfile(notes)
+        return seconds[seconds > 0]
 
 
 def main() -> None:
     """Measure and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=8000)
-    spent = overheads(parser.parse_args().tokens)
-    early = statistics.median(spent[100 - WINDOW // 2 : 100 + WINDOW // 2])
-    late = statistics.median(spent[-WINDOW - 5 : -5])
-    print(
-        f"outside llama_decode: {early * 1e6:.0f} us at token 100, {late * 1e6:.0f} us at token"
-        f" {len(spent)}, ratio {late / early:.3f}; goal <= 1.2"
-    )
+    args = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    process.Pipes = lambda module, take: pipes.Pipes("flat", take)  # type: ignore[misc,assignment]
+    replies = [overheads(args.tokens) * 1e6 for _ in range(args.rounds)]
+    for kind, middle in (("median", np.median), ("mean", np.mean)):
+        what = f"{kind} outside llama_decode, at token {args.tokens:,} against token 100"
+        measured = [(float(middle(us[LAST])), float(middle(us[FIRST]))) for us in replies]
+        report(what, measured, "us", "<= 1.2")
 
 
 if __name__ == "__main__":
-    main()
+    serve() if NOTES in os.environ else main()
