@@ -27,7 +27,7 @@ from qwqcli.messages import Message, Sampling
 
 N_CTX = 1024
 BOTH = Placement(n_ctx=N_CTX, flash_attn="prompts")
-# Of a logit. Flash attention sums up in f16: alone it differs by up to 0.17 from what is without
+# Of a logit. Flash attention sums up in f16: alone it differs by up to 0.18 from what is without
 # it. One token more or less in the cache makes several units.
 CLOSE = 0.3
 EXACT = 1e-3
@@ -99,7 +99,9 @@ def test_it_says_what_a_single_cache_says(
         assert single.decode(new)
         assert twin.length == single.length
         assert difference(twin, single) < CLOSE
-        assert twin.logits().argmax() == single.logits().argmax()
+        second, first = np.sort(single.logits())[-2:]
+        if first - second > CLOSE:  # else two tokens are as good as equally likely
+            assert twin.logits().argmax() == single.logits().argmax()
 
 
 def test_threads_live_as_long_as_the_contexts(model: Model) -> None:

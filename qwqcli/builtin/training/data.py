@@ -305,11 +305,11 @@ def a_word(rng: Random, short: bool) -> str:
     """Return an English word, a pronounceable one, or a string of letters (often repeated)."""
     kind, top = rng.random(), 6 if short else 13
     syllables = [rng.choice(p.SYLLABLES) for _ in range(rng.randint(1, 5))]
-    if kind < 0.45:
+    if kind < 0.4:
         word = rng.choice(p.WORDS)
-    elif kind < 0.65:
+    elif kind < 0.55:
         word = "".join(syllables)
-    elif kind < 0.88:
+    elif kind < 0.9:
         word = rng.choice(_beginnings()) + "".join(syllables[:3])
     else:
         few = rng.sample("abcdefghijklmnopqrstuvwxyz", rng.randint(2, 26))
@@ -682,13 +682,13 @@ EARLY_MIX = {
     "chat": 2,
 }
 MIX = {
-    "add": 10,
-    "sub": 12,
-    "mul": 12,
+    "add": 8,
+    "sub": 11,
+    "mul": 11,
     "chain": 4,
-    "cmp": 17,
-    "count": 17,
-    "spell": 4,
+    "cmp": 15,
+    "count": 18,
+    "spell": 12,
     "follow": 10,
     "unknown": 15,
     "chat": 3,
