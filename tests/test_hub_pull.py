@@ -22,6 +22,7 @@ from qwqcli.errors import BadFile, NetworkError, NoRoom, QwqError, UsageError
 from qwqcli.hub import (
     Checking,
     Chosen,
+    Hub,
     Notice,
     Policy,
     Progress,
@@ -52,6 +53,25 @@ def test_a_pull_brings_the_exact_bytes(world: World) -> None:
     assert content(pulled) == world.data
     assert (pulled.how, pulled.received) == ("downloaded", len(world.data))
     assert world.leftovers() == []
+
+
+def test_a_pull_stopped_after_its_last_rename_is_ours_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has its name, its notes are still there: the next pull ends what was left."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as moment:
+        moment.setattr(Hub, "_sign", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            world.pull()
+    assert len(world.leftovers()) > 0
+    assert world.pulled().how == "kept"
+    assert world.leftovers() == []
+    hub = world.hub()
+    assert hub.remove(hub.models()[0]).freed >= len(world.data)
 
 
 def test_events_come_in_order_and_add_up(world: World) -> None:

@@ -246,7 +246,10 @@ class Hub:
         kept = place.kept(file)
         if kept is not None:
             if (yield from self._sums.of(kept)) == file.sha256:
-                return place.settle(file), "kept"
+                path, journal = place.settle(file), self._journal(place, file)
+                if journal.about() and not place.partial(file).exists():
+                    self._sign(path, file, journal)  # we were stopped before we came to it
+                return path, "kept"
             place.reject(kept)
             yield Notice(f"{file.path} in the cache is damaged; it is downloaded again.")
         if not reuse:
@@ -324,10 +327,14 @@ class Hub:
             yield from mover.run(journal.load())
             _settle_down(place.partial(file), file, number)
         path = place.finish(file, place.partial(file))  # closed, or Windows would not rename it
-        journal.remove()
+        self._sign(path, file, journal)
+        return path, "downloaded", mover.received
+
+    def _sign(self, path: Path, file: RemoteFile, journal: Journal) -> None:
+        """Note that a finished file is ours; what told of an unfinished one goes last."""
         self._sums.remember(path, file.sha256)
         self._library.claim(path, "downloaded")
-        return path, "downloaded", mover.received
+        journal.remove()
 
     def _place(self, offer: Offer, to: Path | None) -> Place:
         if to is None:
