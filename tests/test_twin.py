@@ -99,9 +99,9 @@ def test_it_says_what_a_single_cache_says(
         assert single.decode(new)
         assert twin.length == single.length
         assert difference(twin, single) < CLOSE
-        second, first = np.sort(single.logits())[-2:]
-        if first - second > CLOSE:  # else two tokens are as good as equally likely
-            assert twin.logits().argmax() == single.logits().argmax()
+        # the likeliest token of one is that of the other, or as good as equally likely there
+        likeliest = single.logits()[twin.logits().argmax()]
+        assert likeliest > single.logits().max() - CLOSE
 
 
 def test_threads_live_as_long_as_the_contexts(model: Model) -> None:

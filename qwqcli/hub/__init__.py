@@ -246,10 +246,7 @@ class Hub:
         kept = place.kept(file)
         if kept is not None:
             if (yield from self._sums.of(kept)) == file.sha256:
-                path, journal = place.settle(file), self._journal(place, file)
-                if journal.about() and not place.partial(file).exists():
-                    self._sign(path, file, journal)  # we were stopped before we came to it
-                return path, "kept"
+                return self._settled(place, file), "kept"
             place.reject(kept)
             yield Notice(f"{file.path} in the cache is damaged; it is downloaded again.")
         if not reuse:
@@ -309,7 +306,7 @@ class Hub:
             try:
                 kept = place.kept(file)
                 if kept is not None and (yield from self._sums.of(kept)) == file.sha256:
-                    return place.settle(file), "kept", 0  # it came while we waited
+                    return self._settled(place, file), "kept", 0  # it came while we waited
                 return (yield from self._move(offer, place, file, journal))
             finally:
                 lock.release()
@@ -329,6 +326,13 @@ class Hub:
         path = place.finish(file, place.partial(file))  # closed, or Windows would not rename it
         self._sign(path, file, journal)
         return path, "downloaded", mover.received
+
+    def _settled(self, place: Place, file: RemoteFile) -> Path:
+        """The path of a finished file that is right, signed if its pull was stopped before that."""
+        path, journal = place.settle(file), self._journal(place, file)
+        if journal.about() and not place.partial(file).exists():
+            self._sign(path, file, journal)
+        return path
 
     def _sign(self, path: Path, file: RemoteFile, journal: Journal) -> None:
         """Note that a finished file is ours; what told of an unfinished one goes last."""
