@@ -371,6 +371,7 @@ class Context:
         self._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         self._tokens = (lib.llama_token * placement.n_batch)()
         self._one = lib.llama_batch_get_one(self._tokens, 1)
+        self._logits_at = 0
         self.n_batch = placement.n_batch
         self.n_ctx = int(lib.llama_n_ctx(self._context))
 
@@ -404,7 +405,11 @@ class Context:
     def logits(self) -> NDArray[np.float32]:
         """The logits of the last decoded position, one a token; valid until the next decode."""
         pointer = lib.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, (self._n_vocab,))
+        address = ctypes.addressof(pointer.contents)
+        if address != self._logits_at:  # making the view takes longer than reading what is there
+            self._logits = np.ctypeslib.as_array(pointer, (self._n_vocab,))
+            self._logits_at = address
+        return self._logits
 
     def decode_all(self, tokens: Sequence[int], first: int) -> NDArray[np.float32]:
         """Append `tokens`; the logits from position `first` on, shape (positions, vocabulary).
@@ -527,10 +532,17 @@ class Sampler:
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for link in self._links(sampling, seed):
             lib.llama_sampler_chain_add(self._chain, link)
+        self._shortlist = _Shortlist(1 if sampling.greedy else sampling.top_k)
 
-    def sample(self, handle: Any) -> int:
-        """The next token, drawn from the logits of the position that a context decoded last."""
-        return int(lib.llama_sampler_sample(self._chain, handle, -1))
+    def sample(self, handle: Any, logits: NDArray[np.float32]) -> int:
+        """The next token, drawn from `logits`, which are those that `handle` decoded last."""
+        few = self._shortlist.of(logits)
+        if few is None:
+            return int(lib.llama_sampler_sample(self._chain, handle, -1))
+        lib.llama_sampler_apply(self._chain, ctypes.byref(few))
+        token = int(few.data[few.selected].id)
+        lib.llama_sampler_accept(self._chain, token)
+        return token
 
     def close(self) -> None:
         lib.llama_sampler_free(self._chain)
@@ -545,6 +557,49 @@ class Sampler:
         yield lib.llama_sampler_init_min_p(sampling.min_p, 1)
         yield lib.llama_sampler_init_temp(sampling.temperature)
         yield lib.llama_sampler_init_dist(seed)
+
+
+_GROUP = 256  # tokens
+_MOST = 4096  # candidates
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+class _Shortlist:
+    """The few candidates that the `top_k` likeliest tokens are among.
+
+    llama.cpp's samplers begin with a candidate for every token of the vocabulary, 1.8 MB for
+    QwQ's, of which top-k keeps 40: half of what is done for a token outside `llama_decode`. Here
+    logits are only read: in whatever groups they are, the `top_k`-th largest of the groups' maxima
+    is no larger than the `top_k`-th largest logit, so that what is below it can be left out.
+    """
+
+    def __init__(self, top_k: int) -> None:
+        self._top_k = top_k
+        self._candidates = np.zeros(_MOST, _CANDIDATE)  # llama_token_data
+        self._data = ctypes.cast(self._candidates.ctypes.data, lib.llama_token_data_p)
+        self._array = lib.llama_token_data_array()
+
+    def of(self, logits: NDArray[np.float32]) -> Any:
+        """A llama_token_data_array in memory of this object; None where all must be looked at.
+
+        That is without a top-k, in a small vocabulary, and where most logits are alike or none is
+        a number.
+        """
+        groups = len(logits) // _GROUP
+        if not 0 < self._top_k <= groups:
+            return None
+        # a group is each `groups`-th token: maxima of rows that lie side by side take a third
+        maxima = np.maximum.reduce(logits[: groups * _GROUP].reshape(_GROUP, groups))
+        maxima.partition(groups - self._top_k)
+        ids = (logits >= maxima[groups - self._top_k]).nonzero()[0]
+        count = len(ids)
+        if not 0 < count <= _MOST:
+            return None
+        self._candidates["id"][:count] = ids
+        self._candidates["logit"][:count] = logits[ids]
+        array = self._array
+        array.data, array.size, array.selected, array.sorted = self._data, count, -1, False
+        return array
 
 
 @dataclass(frozen=True, slots=True)
