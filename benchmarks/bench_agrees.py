@@ -18,9 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import Speeds, last_object, report, smollm, speeds, turns
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from common import Speeds, last_object, qwq_shaped, report, smollm, speeds, turns
 
 GOAL = 0.02  # of difference
 
@@ -60,9 +58,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or smollm()
         if args.qwq_layers:
-            from gguf_files import write_qwq_shaped
-
-            model = write_qwq_shaped(Path(folder) / "qwq.gguf", layers=args.qwq_layers)
+            model = qwq_shaped(folder, args.qwq_layers)
         found = turns(lambda: ours(args, model), lambda: theirs(args, model), args.rounds)
     missed = 0
     for test, measured in found.items():

@@ -27,6 +27,14 @@ def smollm() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
+def qwq_shaped(folder: str, layers: int) -> Path:
+    """A sparse file in `folder`, in QwQ-32B's shape but of so many layers, with zero weights."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from gguf_files import write_qwq_shaped
+
+    return write_qwq_shaped(Path(folder) / "qwq.gguf", layers=layers)
+
+
 def llama_bench(
     path: Path,
     model: Path,

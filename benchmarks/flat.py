@@ -27,12 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from common import report, smollm
+from common import qwq_shaped, report, smollm
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from gguf_files import write_qwq_shaped
 
 from qwqcli.engine import EngineSpec, pipes, process, worker
 from qwqcli.engine.native import Context, Model
@@ -101,7 +97,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # the child finds this file, and our qwq
     process.Pipes = lambda module, take: pipes.Pipes("flat", take)  # type: ignore[misc,assignment]
     with tempfile.TemporaryDirectory() as folder:
-        shaped = write_qwq_shaped(Path(folder) / "qwq.gguf", layers=args.qwq_layers)
+        shaped = qwq_shaped(folder, args.qwq_layers)
         measure(f"QwQ-32B's shape, {args.qwq_layers} layers", shaped, "<= 1.2", args)
     measure("SmolLM2", smollm(), "none, for comparison", args)
 

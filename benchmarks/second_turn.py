@@ -33,9 +33,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import report, smollm
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from common import qwq_shaped, report, smollm
 
 from qwqcli.engine import EngineSpec, Keep, selfcheck
 from qwqcli.engine.process import ProcessEngine
@@ -228,9 +226,7 @@ def main() -> None:
         cache = Path(folder)
         model = args.model or smollm()
         if args.qwq_layers:
-            from gguf_files import write_qwq_shaped
-
-            model = write_qwq_shaped(cache / "qwq.gguf", layers=args.qwq_layers)
+            model = qwq_shaped(folder, args.qwq_layers)
         wish = EngineSpec(str(model), n_ctx=args.ctx, threads=args.threads)
         spec, _ = selfcheck.trusted(wish, cache)
         if args.rounds:
