@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qwqcli.engine.native import Context, Model, Placement, Sampler, _Shortlist, lib
+from qwqcli.engine.native import Context, Model, Placement, Sampler, _Candidates, lib
 from qwqcli.messages import Sampling
 
 QWQ, SMOLLM = 152_064, 49_152  # tokens in their vocabularies
@@ -37,9 +37,8 @@ def random_logits(seed: int, size: int) -> NDArray[np.float32]:
 def test_none_of_the_likeliest_is_left_out(seed: int, size: int, top_k: int, digits: int) -> None:
     """Every token that is as likely as the top-k-th is there, however many are alike."""
     logits = random_logits(seed, size).round(digits)
-    shortlist = _Shortlist(top_k)  # its memory is what a list is in
-    few = shortlist.of(logits)
-    assert few is not None
+    candidates = _Candidates(top_k)  # its memory is what a list is in
+    few = candidates.of(logits)
     least = np.partition(logits, size - top_k)[size - top_k]
     wanted = {int(token): float(logits[token]) for token in (logits >= least).nonzero()[0]}
     found = listed(few)
@@ -50,11 +49,11 @@ def test_none_of_the_likeliest_is_left_out(seed: int, size: int, top_k: int, dig
 
 def test_a_list_is_of_the_logits_that_were_given_last() -> None:
     """The memory is the same; nothing of the list before is left."""
-    shortlist = _Shortlist(5)
-    shortlist.of(random_logits(1, QWQ))
-    logits = np.zeros(QWQ, np.float32)
+    candidates, logits = _Candidates(5), random_logits(1, QWQ)
+    candidates.of(logits)
+    logits[:] = 0  # where llama.cpp writes the next ones
     logits[[7, 70, 700, 7000, 70_000, 150_000]] = (6, 5, 4, 3, 2, 1)
-    found = listed(shortlist.of(logits))
+    found = listed(candidates.of(logits))
     assert found == {7: 6.0, 70: 5.0, 700: 4.0, 7000: 3.0, 70_000: 2.0}
 
 
@@ -64,22 +63,37 @@ def test_a_list_is_of_the_logits_that_were_given_last() -> None:
         (0, random_logits(1, QWQ)),
         (595, random_logits(1, QWQ)),
         (40, random_logits(1, 300)),
+        (1, random_logits(1, 20)),
         (40, np.zeros(QWQ, np.float32)),
         (40, np.full(QWQ, -np.inf, np.float32)),
         (40, np.full(QWQ, np.nan, np.float32)),
     ],
-    ids=["no top-k", "a large one", "few tokens", "alike", "impossible", "no numbers"],
+    ids=["no top-k", "a large one", "few tokens", "a handful", "alike", "impossible", "no numbers"],
 )
 def test_where_all_must_be_looked_at(top_k: int, logits: NDArray[np.float32]) -> None:
-    """Then llama.cpp gets all candidates."""
-    assert _Shortlist(top_k).of(logits) is None
+    """Then every token is a candidate."""
+    candidates = _Candidates(top_k)
+    array = candidates.of(logits)
+    listed = np.ctypeslib.as_array(array.data, (array.size,))
+    assert (listed["id"] == np.arange(len(logits))).all()
+    assert np.array_equal(listed["logit"], logits, equal_nan=True)
+
+
+def test_another_vocabulary_may_follow() -> None:
+    """Logits from elsewhere are looked at there, also fewer or more of them."""
+    candidates = _Candidates(3)
+    for seed, size in enumerate((SMOLLM, QWQ, 1000, SMOLLM)):
+        logits = random_logits(seed, size)
+        found = listed(candidates.of(logits))
+        assert int(logits.argmax()) in found
+        assert all(found[token] == logits[token] for token in found)
 
 
 def test_a_candidate_is_laid_out_as_llama_cpp_has_it() -> None:
     """llama_token_data is of 12 bytes: id, logit, probability."""
-    shortlist, logits = _Shortlist(1), random_logits(3, QWQ)
+    candidates, logits = _Candidates(1), random_logits(3, QWQ)
     assert ctypes.sizeof(lib.llama_token_data) == 12
-    assert listed(shortlist.of(logits)) == {int(logits.argmax()): float(logits.max())}
+    assert listed(candidates.of(logits)) == {int(logits.argmax()): float(logits.max())}
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +126,8 @@ def test_the_same_token_as_from_all_candidates(
     cache.decode(model.tokenize("Once upon a time", start_of_text=True))
     drawn = []
     for _ in range(60):
-        token = int(lib.llama_sampler_sample(whole._chain, cache.handle, -1))
-        assert ours.sample(cache.handle, cache.logits()) == token
+        token = int(lib.llama_sampler_sample(whole._chain, cache._context, -1))
+        assert ours.sample(cache.logits()) == token
         drawn.append(token)
         cache.decode([token])
     assert len(set(drawn)) > 10

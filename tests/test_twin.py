@@ -128,9 +128,9 @@ def test_each_way_goes_through_the_cache_that_is_faster(model: Model, twin: Twin
     batches through the other one, which has by then what it needs."""
     for size, flash in ((10, True), (1, True), (SHALLOW, True), (1, False), (TILE - 1, False)):
         assert twin.decode(tokens(model, size))
-        assert (twin.handle == twin._prompts.handle) is flash
+        assert (twin._latest is twin._prompts) is flash
     assert twin.decode(tokens(model, TILE))
-    assert twin.handle == twin._prompts.handle
+    assert twin._latest is twin._prompts
     twin.synchronize()
     assert set(twin._held.values()) == {twin.length}
 

@@ -514,10 +514,10 @@ class _Draw:
 
     def sample(self, context: Contexts) -> int:
         if not self._left:
-            return self._sampler.sample(context.handle, context.logits())
+            return self._sampler.sample(context.logits())
         self._left -= 1
         context.penalise(list(set(self._recent)), PRESENCE_PENALTY)
-        token = self._sampler.sample(context.handle, context.logits())
+        token = self._sampler.sample(context.logits())
         self._recent.append(token)
         return token
 

@@ -375,11 +375,6 @@ class Context:
         self.n_batch = placement.n_batch
         self.n_ctx = int(lib.llama_n_ctx(self._context))
 
-    @property
-    def handle(self) -> Any:
-        """The llama_context that decoded last."""
-        return self._context
-
     def abort(self, on: bool = True) -> None:
         """Stop a decode that is under way in another thread; acts on the CPU backend only."""
         self._abort[0] = b"\x01" if on else b"\x00"
@@ -532,15 +527,13 @@ class Sampler:
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for link in self._links(sampling, seed):
             lib.llama_sampler_chain_add(self._chain, link)
-        self._shortlist = _Shortlist(1 if sampling.greedy else sampling.top_k)
+        self._candidates = _Candidates(1 if sampling.greedy else sampling.top_k)
 
-    def sample(self, handle: Any, logits: NDArray[np.float32]) -> int:
-        """The next token, drawn from `logits`, which are those that `handle` decoded last."""
-        few = self._shortlist.of(logits)
-        if few is None:
-            return int(lib.llama_sampler_sample(self._chain, handle, -1))
-        lib.llama_sampler_apply(self._chain, ctypes.byref(few))
-        token = int(few.data[few.selected].id)
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """The next token, drawn from `logits`, one a token of the vocabulary."""
+        candidates = self._candidates.of(logits)
+        lib.llama_sampler_apply(self._chain, ctypes.byref(candidates))
+        token = int(candidates.data[candidates.selected].id)
         lib.llama_sampler_accept(self._chain, token)
         return token
 
@@ -560,46 +553,61 @@ class Sampler:
 
 
 _GROUP = 256  # tokens
-_MOST = 4096  # candidates
+_MOST = 4096  # candidates that it pays to pick out
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
-class _Shortlist:
-    """The few candidates that the `top_k` likeliest tokens are among.
+class _Candidates:
+    """The few tokens that the `top_k` likeliest are among, as llama.cpp's samplers take them.
 
-    llama.cpp's samplers begin with a candidate for every token of the vocabulary, 1.8 MB for
-    QwQ's, of which top-k keeps 40: half of what is done for a token outside `llama_decode`. Here
-    logits are only read: in whatever groups they are, the `top_k`-th largest of the groups' maxima
-    is no larger than the `top_k`-th largest logit, so that what is below it can be left out.
+    llama.cpp itself begins with a candidate for every token of the vocabulary, 1.8 MB for QwQ's, of
+    which top-k keeps 40: half of what is done for a token outside `llama_decode`. Here logits are
+    only read: in whatever groups they are, the `top_k`-th largest of the groups' maxima is no
+    larger than the `top_k`-th largest logit, so that what is below it can be left out.
     """
 
     def __init__(self, top_k: int) -> None:
         self._top_k = top_k
-        self._candidates = np.zeros(_MOST, _CANDIDATE)  # llama_token_data
-        self._data = ctypes.cast(self._candidates.ctypes.data, lib.llama_token_data_p)
-        self._array = lib.llama_token_data_array()
+        self._logits: NDArray[np.float32] | None = None
 
     def of(self, logits: NDArray[np.float32]) -> Any:
-        """A llama_token_data_array in memory of this object; None where all must be looked at.
+        """A llama_token_data_array in memory of this object, valid until the next call.
 
-        That is without a top-k, in a small vocabulary, and where most logits are alike or none is
-        a number.
+        Every token is in it without a top-k, in a small vocabulary, and where most logits are
+        alike or none is a number.
         """
-        groups = len(logits) // _GROUP
-        if not 0 < self._top_k <= groups:
-            return None
-        # a group is each `groups`-th token: maxima of rows that lie side by side take a third
-        maxima = np.maximum.reduce(logits[: groups * _GROUP].reshape(_GROUP, groups))
-        maxima.partition(groups - self._top_k)
-        ids = (logits >= maxima[groups - self._top_k]).nonzero()[0]
+        if logits is not self._logits:  # making views and buffers takes longer than all the rest
+            self._lay_out(logits)
+        ids = self._likeliest(logits)
         count = len(ids)
-        if not 0 < count <= _MOST:
-            return None
-        self._candidates["id"][:count] = ids
-        self._candidates["logit"][:count] = logits[ids]
-        array = self._array
-        array.data, array.size, array.selected, array.sorted = self._data, count, -1, False
-        return array
+        if 0 < count <= _MOST:
+            self._ids[:count], self._values[:count] = ids, logits[ids]
+        else:
+            self._ids[:], self._values[:], count = self._all, logits, len(logits)
+        return lib.llama_token_data_array(self._data, count, -1, False)
+
+    def _likeliest(self, logits: NDArray[np.float32]) -> NDArray[np.integer[Any]]:
+        if not 0 < self._top_k <= len(self._maxima):
+            return self._all
+        least = len(self._maxima) - self._top_k
+        np.maximum.reduce(self._groups, out=self._maxima)
+        self._maxima.partition(least)
+        ids: NDArray[np.intp]
+        (ids,) = np.greater_equal(logits, self._maxima[least], self._mask).nonzero()
+        return ids
+
+    def _lay_out(self, logits: NDArray[np.float32]) -> None:
+        """Make room for the candidates of a vocabulary, and what is needed to find them."""
+        self._logits = logits
+        candidates = np.zeros(len(logits), _CANDIDATE)  # llama_token_data
+        self._ids, self._values = candidates["id"], candidates["logit"]
+        self._data = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
+        self._all = np.arange(len(logits), dtype=np.int32)
+        # a group is each `groups`-th token: maxima of rows that lie side by side take a third
+        groups = len(logits) // _GROUP
+        self._groups = logits[: groups * _GROUP].reshape(_GROUP, groups)
+        self._maxima = np.empty(groups, np.float32)
+        self._mask = np.empty(len(logits), np.bool_)
 
 
 @dataclass(frozen=True, slots=True)

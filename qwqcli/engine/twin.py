@@ -45,10 +45,6 @@ class Twin:
         self.n_batch, self.n_ctx = self._prompts.n_batch, self._prompts.n_ctx
 
     @property
-    def handle(self) -> Any:
-        return self._latest.handle
-
-    @property
     def length(self) -> int:
         return max(self._held.values())
 
