@@ -57,13 +57,18 @@ class Splitter:
         return self._state in ("opening", "thought")
 
     @property
+    def settled(self) -> bool:
+        """Whether all that comes next is answer, tags or not."""
+        return self._state == "answer" and not self._held
+
+    @property
     def held(self) -> int:
         """How many characters wait for what follows them."""
         return len(self._held)
 
     def feed(self, text: str) -> list[Piece]:
         """What is certain after `text`."""
-        if self._state == "answer" and not self._held:
+        if self.settled:
             return [Piece("answer", text)] if text else []
         self._held += text
         pieces: list[Piece] = []

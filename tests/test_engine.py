@@ -9,10 +9,10 @@ import pytest
 from replies import after, answer, done, thought
 
 from qwqcli.engine import EngineSpec
-from qwqcli.engine.llama import LlamaEngine, _Clock, _Reply
+from qwqcli.engine.llama import LlamaEngine
+from qwqcli.engine.native import Context
 from qwqcli.errors import BadFile, ContextFull, EngineError
-from qwqcli.messages import Answer, Message, Prompting, Reasoning, Sampling
-from qwqcli.reasoning import Splitter
+from qwqcli.messages import Answer, Event, Message, Prompting, Reasoning, Sampling
 
 GREEDY = Sampling(temperature=0, max_tokens=200)
 SUM = [Message("user", "What is 47 + 86?")]
@@ -168,24 +168,28 @@ def test_characters_of_many_tokens_arrive_whole(engine: LlamaEngine) -> None:
     assert "\ufffd" not in text
 
 
-@pytest.mark.parametrize("text", ["你好 🎉 é", "<think>你</think>好"])
-def test_bytes_of_a_reply_may_be_cut_anywhere(text: str) -> None:
-    """However tokens cut the bytes of a reply, the same text comes out and all tokens count."""
-    data = text.encode()
-    for size in range(1, 6):
-        reply = _Reply(Splitter(inside=False), _Clock())
-        pieces = [data[at : at + size] for at in range(0, len(data), size)]
-        events = [event for piece in pieces for event in reply.token(piece)] + reply.flush()
-        assert thought(events) + answer(events) == text.replace("<think>", "").replace(
-            "</think>", ""
-        )
-        assert reply.tokens == len(pieces)
+def test_an_error_brings_out_what_was_held(
+    tiny_spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply whose decode fails has said before all that it was given."""
+    engine, decode, left = LlamaEngine(tiny_spec), Context.decode, 60
 
+    def failing(context: Context, tokens: list[int]) -> bool:
+        nonlocal left
+        left -= len(tokens) == 1
+        if not left:
+            raise EngineError("gone")
+        return decode(context, tokens)
 
-def test_bytes_that_are_no_text_are_shown_as_such() -> None:
-    """Half a character at the end of a reply becomes the replacement character."""
-    reply = _Reply(Splitter(inside=False), _Clock())
-    assert answer([*reply.token("你".encode()[:2]), *reply.flush()]) == "\ufffd"
+    whole = list(engine.stream(SUM, GREEDY))
+    monkeypatch.setattr(Context, "decode", failing)
+    events: list[Event] = []
+    with pytest.raises(EngineError, match="gone"):
+        events.extend(engine.stream(SUM, GREEDY, apart_s=1000.0))
+    assert [e for e in events if isinstance(e, Reasoning)][-1].tokens == 60
+    assert len(thought(events)) > 30
+    assert thought(whole).startswith(thought(events))
+    engine.close()
 
 
 def test_no_thinking_on_request(engine: LlamaEngine) -> None:

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import pytest
 import rpc_server
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qwqcli.config import Settings
-from qwqcli.engine import Engine, EngineSpec, wire, worker
+from qwqcli.engine import Engine, EngineSpec, wire
 from qwqcli.engine.process import ProcessEngine, safer, stock_spec
 from qwqcli.errors import BadFile, ContextFull, EngineError
 from qwqcli.messages import (
@@ -32,7 +30,6 @@ from qwqcli.messages import (
     Order,
     Prompting,
     Reasoning,
-    Room,
     Sampling,
     Stats,
 )
@@ -319,71 +316,6 @@ def test_wire_round_trip(value: object) -> None:
     line = wire.encode(value)
     assert line.count(b"\n") == 1
     assert wire.decode(line) == value
-
-
-PIECES = st.lists(
-    st.tuples(st.sampled_from([Reasoning, Answer, Notice]), st.text(max_size=3), st.floats(0, 0.1))
-)
-
-
-@given(PIECES)
-def test_gathering_changes_nothing_but_the_number(pieces: list[tuple[type, str, float]]) -> None:
-    """Pieces that come close together are joined: same texts in the same order, same counts."""
-    now = 0.0
-
-    def reply() -> Iterator[Event]:
-        nonlocal now
-        for count, (kind, text, pause) in enumerate(pieces):
-            now += pause
-            yield Notice(text) if kind is Notice else kind(text, count)
-        yield Done("end", Stats())
-
-    def runs(events: list[Event]) -> list[tuple[type, str, int]]:
-        """Neighbours of one kind as one: kind, text, last count."""
-        joined: list[tuple[type, str, int]] = []
-        for event in events:
-            kind, text, count = type(event), getattr(event, "text", ""), getattr(event, "tokens", 0)
-            if joined and joined[-1][0] is kind and kind is not Notice:
-                text = joined.pop()[1] + text
-            joined.append((kind, text, count))
-        return joined
-
-    apart = runs(list(reply()))
-    now = 0.0
-    together = list(worker.gathered(reply(), 0.05, clock=lambda: now))
-    assert runs(together) == apart
-
-
-def test_closing_a_thought_is_never_joined_to_what_follows() -> None:
-    """Why a thought ended stays on its last piece, also where another follows at once."""
-    reply: list[Event] = [
-        Reasoning("a", 1), Reasoning("b", 2), Reasoning("", 3, "budget"), Reasoning("c", 4),
-        Done("end", Stats()),
-    ]  # fmt: skip
-    wanted = [Reasoning("a", 1), Reasoning("b", 3, "budget"), Reasoning("c", 4), reply[-1]]
-    assert list(worker.gathered(reply, 0.05, clock=lambda: 0.0)) == wanted
-
-
-def test_pieces_far_apart_are_said_at_once() -> None:
-    """A piece waits only where one was said a moment ago; an error brings out what was held."""
-    times = iter([0.0, 0.0, 1.0, 1.0, 1.01, 1.02])
-
-    def reply() -> Iterator[Event]:
-        for count, text in enumerate("abcd", 1):
-            yield Answer(text, count)
-        raise EngineError("gone")
-
-    events = worker.gathered(reply(), 0.05, clock=lambda: next(times))
-    assert [next(events) for _ in range(3)] == [Answer("a", 1), Answer("b", 2), Answer("cd", 4)]
-    with pytest.raises(EngineError):
-        next(events)
-
-
-def test_the_first_piece_waits_for_nothing() -> None:
-    """What is said of the prompt just before is no piece that the first one could join."""
-    reply: list[Event] = [Prompting(3, 3), Room(9, 3), Answer("a", 1), Answer("b", 2)]
-    said = worker.gathered(iter(reply), 0.05, clock=lambda: 0.0)
-    assert [next(said) for _ in range(3)] == reply[:3]
 
 
 def test_wire_builds_nothing_else() -> None:

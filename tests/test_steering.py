@@ -11,9 +11,10 @@ import pytest
 from replies import after, answer, done, thought
 
 from qwqcli.engine import Engine, EngineSpec
-from qwqcli.engine.llama import LlamaEngine, _Clock, _Draw, _Reply
+from qwqcli.engine.llama import LlamaEngine, _Draw
 from qwqcli.engine.process import ProcessEngine
 from qwqcli.engine.steering import LOOP_NOTICE, LOOP_OVER, SENTENCES, Steering, closing, limits
+from qwqcli.engine.telling import Clock, Telling
 from qwqcli.messages import (
     Budget,
     Done,
@@ -98,10 +99,10 @@ def test_cache_holds_exactly_what_was_said(tiny_engine: LlamaEngine, asked: int)
     tiny_engine._context.clear()
     tiny_engine._cached.clear()
     assert all(not isinstance(e, Done) for e in tiny_engine._process(closed, lambda: Order.GO_ON))
-    reply = _Reply(Splitter(inside=False), _Clock())
+    telling = Telling(Splitter(inside=False), Clock())
     steering = Steering(Budget(), limits(Budget(), 1000, 0))
-    again = list(tiny_engine._generate(reply, GREEDY, lambda: Order.GO_ON, steering))
-    assert answer([*again, *reply.flush()]).strip() == answer(events).strip()
+    again = list(tiny_engine._generate(telling, GREEDY, lambda: Order.GO_ON, steering))
+    assert answer([*again, *telling.flush()]).strip() == answer(events).strip()
 
 
 def test_answer_now_before_the_first_token(either: Engine) -> None:
@@ -311,18 +312,6 @@ def test_language_of_the_closing_words(what: str, text: str, wanted: str) -> Non
     assert words.startswith("\n\n")
     assert words.endswith("\n</think>\n\n")
     assert closing(text + "\n\n").startswith(SENTENCES[wanted])
-
-
-def test_character_is_not_cut(tiny_engine: LlamaEngine) -> None:
-    """In the middle of a character the thought isn't closed; its last bytes are waited for."""
-    reply = _Reply(Splitter(inside=True), _Clock())
-    data = "你".encode()
-    reply.token(b"a")
-    assert reply.closable
-    reply.token(data[:1])
-    assert not reply.closable
-    reply.token(data[1:])
-    assert reply.closable
 
 
 LIMITS = [

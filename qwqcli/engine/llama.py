@@ -2,22 +2,20 @@
 
 Contract: `Engine` of qwqcli.engine. The KV cache always holds exactly the tokens in `_cached`; each
 call reuses the longest common prefix of those and the new prompt. What the next prompt begins with
-whatever is asked is brought there while the person reads (`prepare`). Bytes come out of tokens, so
-text passes an incremental UTF-8 decoder, then the splitter, then leaves as events.
-Not here: what happens when native code dies (process.py), and which settings are safe
-(selfcheck.py).
+whatever is asked is brought there while the person reads (`prepare`).
+Not here: how tokens become events (telling.py), what happens when native code dies (process.py),
+and which settings are safe (selfcheck.py).
 """
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import re
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from qwqcli.engine import (
@@ -41,12 +39,12 @@ from qwqcli.engine.steering import (
     bare_closing,
     limits,
 )
+from qwqcli.engine.telling import Clock, Telling
 from qwqcli.engine.twin import Contexts, opened
-from qwqcli.errors import BadFile, ContextFull
+from qwqcli.errors import BadFile, ContextFull, QwqError
 from qwqcli.hardware import device_of, listed
 from qwqcli.layout import Larger
 from qwqcli.messages import (
-    Answer,
     Budget,
     Done,
     Event,
@@ -54,14 +52,11 @@ from qwqcli.messages import (
     Notice,
     Order,
     Prompting,
-    Reasoning,
     Room,
     Sampling,
-    Stats,
     Stop,
-    ThoughtEnd,
 )
-from qwqcli.reasoning import OPEN, Piece, Splitter
+from qwqcli.reasoning import OPEN, Splitter
 from qwqcli.template import DEFAULT, ChatTemplate, starts_in_thought
 
 # Inserted into a control token's text where a message contains one: the prompt is tokenized in
@@ -227,8 +222,10 @@ class LlamaEngine:
         *,
         thinking: bool = True,
         budget: Budget = UNLIMITED,
+        apart_s: float = 0.0,
     ) -> Iterator[Event]:
-        clock = _Clock()
+        """See `Engine`. Pieces that come closer than `apart_s` to the last one are joined."""
+        clock = Clock()
         rendered, begun = self._render(messages, thinking)
         prompt = self._tokenize(rendered + begun)
         self._check_room(len(prompt), 0 if begun else budget.reserve)
@@ -238,7 +235,7 @@ class LlamaEngine:
         complete = yield from self._process(prompt, control)
         self._context.synchronize()  # what it takes is the prompt's time, not the reply's
         clock.prompt_done()
-        reply = _Reply(_splitter(rendered, begun.replace(_BREAK, "")), clock)
+        telling = Telling(_splitter(rendered, begun.replace(_BREAK, "")), clock, apart_s)
         seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
         stop: Stop = "interrupted"
         if complete:
@@ -247,29 +244,35 @@ class LlamaEngine:
             sampling = replace(sampling, seed=seed)
             thought = Steering(budget, limit)
             thought.note(begun)
-            stop = yield from self._generate(reply, sampling, control, thought)
-        yield from reply.flush()
-        yield Done(stop, reply.stats(len(prompt), reused, seed), reply.thought_end)
+            try:
+                stop = yield from self._generate(telling, sampling, control, thought)
+            except QwqError:
+                yield from telling.flush()
+                raise
+        yield from telling.flush()
+        yield Done(stop, telling.stats(len(prompt), reused, seed), telling.thought_end)
 
     def _generate(
-        self, reply: _Reply, sampling: Sampling, control: Control, thought: Steering
+        self, telling: Telling, sampling: Sampling, control: Control, thought: Steering
     ) -> Generator[Event, None, Stop]:
         """Sample and decode until the turn ends; returns why it did."""
         draw = _Draw(sampling)
         try:
             while (order := control()) != Order.STOP:
-                end = thought.over(order, reply.reasoning_tokens) if reply.closable else None
-                tokens = self._words_to_close(thought, sampling, reply) if end else []
+                end = thought.over(order, telling.reasoning_tokens) if telling.closable else None
+                tokens = self._words_to_close(thought, sampling, telling) if end else []
                 if not tokens:
                     tokens, end = [draw.sample(self._context)], None
                     if self._model.ends(tokens[0]):
                         return "end"
-                yield from self._say(reply, tokens, end)
-                if reply.inside and (notice := thought.note(reply.text)):
+                for token in tokens:
+                    yield from telling.token(self._model.piece(token), end)
+                if telling.inside and (notice := thought.note(telling.text)):
+                    yield from telling.held()
                     yield Notice(notice)
                     if notice == LOOP_NOTICE:
                         draw.penalise(self._cached[-STRETCH:])
-                if reply.tokens == sampling.max_tokens:
+                if telling.tokens == sampling.max_tokens:
                     return "length"
                 if len(self._cached) == self._context.n_ctx:
                     return "context"
@@ -279,12 +282,7 @@ class LlamaEngine:
         finally:
             draw.close()
 
-    def _say(self, reply: _Reply, tokens: list[int], end: ThoughtEnd | None) -> Iterator[Event]:
-        """Events of `tokens`, which were drawn, or close the thought for the reason `end`."""
-        for token in tokens:
-            yield from reply.token(self._model.piece(token), end)
-
-    def _words_to_close(self, thought: Steering, sampling: Sampling, reply: _Reply) -> list[int]:
+    def _words_to_close(self, thought: Steering, sampling: Sampling, telling: Telling) -> list[int]:
         """What to feed so that the thought ends, as much as there is room for; maybe nothing."""
         room = self._context.n_ctx - len(self._cached) - 1  # one token of answer at least
         tokens = self._closing_tokens(thought.close())
@@ -292,7 +290,7 @@ class LlamaEngine:
             tokens = self._closing_tokens(bare_closing())
         if len(tokens) > room:
             return []
-        allowed = None if sampling.max_tokens is None else sampling.max_tokens - reply.tokens
+        allowed = None if sampling.max_tokens is None else sampling.max_tokens - telling.tokens
         return tokens[:allowed]
 
     def _closing_tokens(self, text: str) -> list[int]:
@@ -397,111 +395,6 @@ def _splitter(prompt: str, begun: str) -> Splitter:
     splitter.feed(begun)
     splitter.flush()
     return splitter
-
-
-class _Clock:
-    """The instants of a reply, in seconds since the request reached the engine."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self.prompt_s = 0.0
-        self.first_token: float | None = None
-        self.first_answer: float | None = None
-        self.last_token = 0.0
-
-    def now(self) -> float:
-        return time.perf_counter() - self._start
-
-    def prompt_done(self) -> None:
-        self.prompt_s = self.now()
-
-    def token(self) -> None:
-        self.last_token = self.now()
-        if self.first_token is None:
-            self.first_token = self.last_token
-
-
-@dataclass
-class _Reply:
-    """Turns tokens of one reply into events, and counts them."""
-
-    splitter: Splitter
-    clock: _Clock
-    reasoning_tokens: int = 0
-    answer_tokens: int = 0
-    thought_end: ThoughtEnd | None = None
-    text: str = ""  # what the last token added, tags and all
-    _rest: bytes = b""  # the beginning of a character
-
-    @property
-    def inside(self) -> bool:
-        """Whether what comes next belongs to a thought."""
-        return self.splitter.inside
-
-    @property
-    def closable(self) -> bool:
-        """Whether a thought is open and not in the middle of a character."""
-        return self.splitter.inside and not self._rest
-
-    @property
-    def tokens(self) -> int:
-        return self.reasoning_tokens + self.answer_tokens
-
-    def token(self, piece: bytes, end: ThoughtEnd | None = None) -> list[Event]:
-        """Events of one more token. Both tags count as thought, as does all between them.
-
-        `end` says why the thought ends if this token ends it; None: the model closes it.
-        """
-        self.clock.token()
-        inside = self.splitter.inside
-        self.text = self._decoded(piece)
-        pieces = self.splitter.feed(self.text)
-        if inside or self.splitter.inside:
-            self.reasoning_tokens += 1
-        else:
-            self.answer_tokens += 1
-        events = self._events(pieces)
-        if inside and not self.splitter.inside:  # the closing tag has no text, but counts
-            self.thought_end = end or "closed"
-            thought = sum(isinstance(event, Reasoning) for event in events)
-            events.insert(thought, Reasoning("", self.reasoning_tokens, self.thought_end))
-        return events
-
-    def flush(self) -> list[Event]:
-        """Events of what was held back: half a character, or what might have been a tag."""
-        rest = self._decoded(b"", final=True)
-        return self._events(self.splitter.feed(rest) + self.splitter.flush())
-
-    def _decoded(self, piece: bytes, final: bool = False) -> str:
-        data = self._rest + piece
-        text, used = codecs.utf_8_decode(data, "replace", final)
-        self._rest = data[used:]
-        return text
-
-    def _events(self, pieces: list[Piece]) -> list[Event]:
-        events: list[Event] = []
-        for piece in pieces:
-            if piece.kind == "reasoning":
-                events.append(Reasoning(piece.text, self.reasoning_tokens))
-            else:
-                if self.clock.first_answer is None:
-                    self.clock.first_answer = self.clock.now()
-                events.append(Answer(piece.text, self.answer_tokens))
-        return events
-
-    def stats(self, prompt_tokens: int, reused: int, seed: int) -> Stats:
-        clock = self.clock
-        return Stats(
-            prompt_tokens=prompt_tokens,
-            reused_tokens=reused,
-            reasoning_tokens=self.reasoning_tokens,
-            answer_tokens=self.answer_tokens,
-            time_to_first_token_s=clock.first_token,
-            time_to_answer_s=clock.first_answer,
-            prompt_s=clock.prompt_s,
-            generation_s=clock.last_token - clock.first_token if clock.first_token else 0.0,
-            seed=seed,
-        )
 
 
 class _Draw:

@@ -13,14 +13,12 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeAlias
+from typing import Any, BinaryIO, NoReturn
 
 from qwqcli.engine import pipes, selfcheck, wire
 from qwqcli.errors import QwqError
-from qwqcli.messages import Answer, Event, Loading, Notice, Order, Reasoning
+from qwqcli.messages import Loading, Notice, Order
 
 PROGRESS_S = 0.05  # no two loading messages closer than this
 # Pieces of a reply that come closer than this are said together. On a CPU that computes on all its
@@ -110,9 +108,9 @@ class Worker:
             lambda: self._order(ask.id),
             thinking=ask.thinking,
             budget=ask.budget,
+            apart_s=GATHER_S if self._engine.info().on_gpu else GATHER_CPU_S,
         )
-        apart_s = GATHER_S if self._engine.info().on_gpu else GATHER_CPU_S
-        for event in gathered(events, apart_s):
+        for event in events:
             self._say(event)
 
     def _order(self, request: int) -> Order:
@@ -149,48 +147,6 @@ class Worker:
     def _say(self, value: Any) -> None:
         self._replies.write(wire.encode(value))
         self._replies.flush()
-
-
-_Piece: TypeAlias = Reasoning | Answer
-
-
-def _may_wait(piece: _Piece) -> bool:
-    """Not the piece that closes a thought: what comes after it belongs to another."""
-    return isinstance(piece, Answer) or piece.end is None
-
-
-def gathered(
-    events: Iterable[Event], apart_s: float, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Event]:
-    """The same reply with pieces of one kind joined that come close together.
-
-    A piece waits only where one was said less than `apart_s` ago, and no longer than until the
-    first token after that.
-    """
-    held: list[_Piece] = []
-    said = float("-inf")
-    try:
-        for event in events:
-            if held and type(event) is not type(held[0]):
-                yield _joined(held)
-                held = []
-            if not isinstance(event, _Piece):
-                yield event
-                continue
-            held.append(event)
-            if not (_may_wait(event) and clock() - said < apart_s):
-                yield _joined(held)
-                held, said = [], clock()
-    except QwqError:
-        if held:
-            yield _joined(held)
-        raise
-
-
-def _joined(pieces: list[_Piece]) -> Event:
-    """One piece with the text of all, the number of tokens and the end of the last."""
-    last = pieces[-1]
-    return last if len(pieces) == 1 else replace(last, text="".join(p.text for p in pieces))
 
 
 def main() -> None:
