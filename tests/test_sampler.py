@@ -74,9 +74,9 @@ def test_where_all_must_be_looked_at(top_k: int, logits: NDArray[np.float32]) ->
     """Then every token is a candidate."""
     candidates = _Candidates(top_k)
     array = candidates.of(logits)
-    listed = np.ctypeslib.as_array(array.data, (array.size,))
-    assert (listed["id"] == np.arange(len(logits))).all()
-    assert np.array_equal(listed["logit"], logits, equal_nan=True)
+    rows = np.ctypeslib.as_array(array.data, (array.size,))
+    assert (rows["id"] == np.arange(len(logits))).all()
+    assert np.array_equal(rows["logit"], logits, equal_nan=True)
 
 
 def test_another_vocabulary_may_follow() -> None:

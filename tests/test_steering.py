@@ -14,7 +14,7 @@ from qwqcli.engine import Engine, EngineSpec
 from qwqcli.engine.llama import LlamaEngine, _Draw
 from qwqcli.engine.process import ProcessEngine
 from qwqcli.engine.steering import LOOP_NOTICE, LOOP_OVER, SENTENCES, Steering, closing, limits
-from qwqcli.engine.telling import Clock, Telling
+from qwqcli.engine.telling import Instants, Telling
 from qwqcli.messages import (
     Budget,
     Done,
@@ -99,7 +99,7 @@ def test_cache_holds_exactly_what_was_said(tiny_engine: LlamaEngine, asked: int)
     tiny_engine._context.clear()
     tiny_engine._cached.clear()
     assert all(not isinstance(e, Done) for e in tiny_engine._process(closed, lambda: Order.GO_ON))
-    telling = Telling(Splitter(inside=False), Clock())
+    telling = Telling(Splitter(inside=False), Instants())
     steering = Steering(Budget(), limits(Budget(), 1000, 0))
     again = list(tiny_engine._generate(telling, GREEDY, lambda: Order.GO_ON, steering))
     assert answer([*again, *telling.flush()]).strip() == answer(events).strip()

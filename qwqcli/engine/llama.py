@@ -39,7 +39,7 @@ from qwqcli.engine.steering import (
     bare_closing,
     limits,
 )
-from qwqcli.engine.telling import Clock, Telling
+from qwqcli.engine.telling import Instants, Telling
 from qwqcli.engine.twin import Contexts, opened
 from qwqcli.errors import BadFile, ContextFull, QwqError
 from qwqcli.hardware import device_of, listed
@@ -225,7 +225,7 @@ class LlamaEngine:
         apart_s: float = 0.0,
     ) -> Iterator[Event]:
         """See `Engine`. Pieces that come closer than `apart_s` to the last one are joined."""
-        clock = Clock()
+        instants = Instants()
         rendered, begun = self._render(messages, thinking)
         prompt = self._tokenize(rendered + begun)
         self._check_room(len(prompt), 0 if begun else budget.reserve)
@@ -234,8 +234,8 @@ class LlamaEngine:
         reused = self._reuse(prompt[:-2])
         complete = yield from self._process(prompt, control)
         self._context.synchronize()  # what it takes is the prompt's time, not the reply's
-        clock.prompt_done()
-        telling = Telling(_splitter(rendered, begun.replace(_BREAK, "")), clock, apart_s)
+        instants.prompt_done()
+        telling = Telling(_splitter(rendered, begun.replace(_BREAK, "")), instants, apart_s)
         seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
         stop: Stop = "interrupted"
         if complete:

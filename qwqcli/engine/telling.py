@@ -15,7 +15,7 @@ from qwqcli.messages import Answer, Event, Reasoning, Stats, ThoughtEnd
 from qwqcli.reasoning import Piece, Splitter
 
 
-class Clock:
+class Instants:
     """The instants of a reply, in seconds since the request reached the engine."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -45,19 +45,19 @@ class Telling:
     then: with the caches full of weights, making it costs as much for one token as for ten.
     """
 
-    def __init__(self, splitter: Splitter, clock: Clock, apart_s: float = 0.0) -> None:
+    def __init__(self, splitter: Splitter, instants: Instants, apart_s: float = 0.0) -> None:
         self.reasoning_tokens = self.answer_tokens = 0
         self.thought_end: ThoughtEnd | None = None
         self.text = ""  # what the last token of a thought added, tags and all
-        self._splitter, self._clock, self._apart_s = splitter, clock, apart_s
+        self._splitter, self._instants, self._apart_s = splitter, instants, apart_s
         self._bytes = b""  # the beginning of a character, or what waits of the answer
         self._waiting: list[Reasoning | Answer] = []  # of one kind
         self._said = float("-inf")  # when a piece was said last
-        self._look()
 
-    def _look(self) -> None:
-        self.inside = self._splitter.inside  # what comes next belongs to a thought
-        self._settled = self._splitter.settled
+    @property
+    def inside(self) -> bool:
+        """Whether what comes next belongs to a thought."""
+        return self._splitter.inside
 
     @property
     def closable(self) -> bool:
@@ -73,15 +73,14 @@ class Telling:
 
         `end` says why the thought ends if this token ends it; None: the model closes it.
         """
-        self._clock.token()
+        self._instants.token()
         self._bytes += piece
-        if self._settled:
+        if self._splitter.settled:
             self.answer_tokens += 1
             return self.held() if self._due() else ()
         inside = self.inside
         self.text = self._decoded()
         pieces = self._splitter.feed(self.text)
-        self._look()
         if inside or self.inside:
             self.reasoning_tokens += 1
         else:
@@ -95,7 +94,7 @@ class Telling:
 
     def held(self) -> list[Event]:
         """What waits, to be said now: something else follows."""
-        if self._settled:
+        if self._splitter.settled:
             self._waiting += self._events(self._splitter.feed(self._decoded()))
         return self._joined()
 
@@ -115,8 +114,8 @@ class Telling:
             if piece.kind == "reasoning":
                 events.append(Reasoning(piece.text, self.reasoning_tokens))
             else:
-                if self._clock.first_answer is None:
-                    self._clock.first_answer = self._clock.now()
+                if self._instants.first_answer is None:
+                    self._instants.first_answer = self._instants.now()
                 events.append(Answer(piece.text, self.answer_tokens))
         return events
 
@@ -133,7 +132,7 @@ class Telling:
         return said
 
     def _due(self) -> bool:
-        return self._clock.last_token - self._said >= self._apart_s
+        return self._instants.last_token - self._said >= self._apart_s
 
     def _joined(self) -> list[Event]:
         """All that wait as one piece, with the number of tokens and the end of the last."""
@@ -142,19 +141,19 @@ class Telling:
         text = "".join(piece.text for piece in self._waiting)
         joined = replace(self._waiting[-1], text=text)
         self._waiting.clear()
-        self._said = self._clock.last_token
+        self._said = self._instants.last_token
         return [joined]
 
     def stats(self, prompt_tokens: int, reused: int, seed: int) -> Stats:
-        clock = self._clock
+        instants, first = self._instants, self._instants.first_token
         return Stats(
             prompt_tokens=prompt_tokens,
             reused_tokens=reused,
             reasoning_tokens=self.reasoning_tokens,
             answer_tokens=self.answer_tokens,
-            time_to_first_token_s=clock.first_token,
-            time_to_answer_s=clock.first_answer,
-            prompt_s=clock.prompt_s,
-            generation_s=clock.last_token - clock.first_token if clock.first_token else 0.0,
+            time_to_first_token_s=first,
+            time_to_answer_s=instants.first_answer,
+            prompt_s=instants.prompt_s,
+            generation_s=instants.last_token - first if first else 0.0,
             seed=seed,
         )
