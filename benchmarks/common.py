@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from qwqcli.figures import paired_ratio
+
 Speeds: TypeAlias = dict[str, float]  # tokens per second by test, such as `pp512 @ d0`
 
 
@@ -93,19 +95,35 @@ def turns(
 def pairs(
     ours: Callable[[], float], theirs: Callable[[], float], rounds: int
 ) -> list[tuple[float, float]]:
-    """`rounds` pairs of figures, taken in turns after one of each that is not counted."""
+    """`rounds` pairs of figures, taken in turns after one of each that is not counted.
+
+    Who is first changes, so that a machine that gets slower favours neither.
+    """
     ours(), theirs()
-    return [(ours(), theirs()) for _ in range(rounds)]
+    measured = []
+    for turn in range(rounds):
+        if turn % 2:
+            mine, other = ours(), theirs()
+        else:
+            other, mine = theirs(), ours()
+        measured.append((mine, other))
+    return measured
 
 
 def report(what: str, measured: Sequence[tuple[float, float]], unit: str, goal: str) -> float:
-    """Print both medians and the median ratio with its range; returns the ratio."""
+    """Print both medians, the median ratio with its range, and what the mean ratio is known to.
+
+    Returns the median ratio. The interval covers what the rounds show of the machine's noise.
+    """
     ratios = [a / b for a, b in measured]
     ratio = statistics.median(ratios)
     mine = statistics.median(a for a, _ in measured)
     theirs = statistics.median(b for _, b in measured)
+    mean = paired_ratio(measured)
+    known = f"; mean {mean.value:.3f}, 95 % interval {mean.low:.3f} to {mean.high:.3f}"
     print(
         f"{what}: {mine:.3g} against {theirs:.3g} {unit}, ratio {ratio:.3f}"
-        f" ({min(ratios):.3f} to {max(ratios):.3f}, n={len(ratios)}); goal {goal}"
+        f" ({min(ratios):.3f} to {max(ratios):.3f}, n={len(ratios)}"
+        f"{known if mean.low is not None else ''}); goal {goal}"
     )
     return ratio

@@ -1,11 +1,14 @@
 """Token generation of `qwq ask` beside llama-bench and beside llama-cpp-python's own chat call.
 
-    python benchmarks/generation.py --llama-bench PATH [--rounds 5] [--tokens 256] [--threads N]
+    python benchmarks/generation.py --llama-bench PATH [--rounds 25] [--tokens 256] [--threads N]
 
 The figure of `qwq ask` is taken from outside, at the end of its pipe: tokens after the first byte
 over the time from the first byte to the last, so sampling, splitting, both pipes and drawing are
 in it. llama-bench generates as many tokens at the depth of the prompt, with the same threads, size
 of context, flash attention off and repack off, and neither samples nor turns tokens into text.
+
+A round of a shared machine may be off by 8 %, and two loads of one model differ by 1 %: five rounds
+tell nothing of a percent, twenty-five are known to two or three. The interval says to how much.
 """
 
 from __future__ import annotations
@@ -87,7 +90,7 @@ def main() -> None:
     """Parse, take turns, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--llama-bench", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", type=Path, default=None)

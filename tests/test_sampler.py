@@ -52,9 +52,9 @@ def test_a_list_is_of_the_logits_that_were_given_last() -> None:
     candidates, logits = _Candidates(5), random_logits(1, QWQ)
     candidates.of(logits)
     logits[:] = 0  # where llama.cpp writes the next ones
-    logits[[7, 70, 700, 7000, 70_000, 150_000]] = (6, 5, 4, 3, 2, 1)
+    logits[[7, 71, 703, 7004, 70_000, 150_000]] = (6, 5, 4, 3, 2, 1)  # one in each of 5 groups
     found = listed(candidates.of(logits))
-    assert found == {7: 6.0, 70: 5.0, 700: 4.0, 7000: 3.0, 70_000: 2.0}
+    assert found == {7: 6.0, 71: 5.0, 703: 4.0, 7004: 3.0, 70_000: 2.0}
 
 
 @pytest.mark.parametrize(

@@ -532,7 +532,7 @@ class Sampler:
     def sample(self, logits: NDArray[np.float32]) -> int:
         """The next token, drawn from `logits`, one a token of the vocabulary."""
         candidates = self._candidates.of(logits)
-        lib.llama_sampler_apply(self._chain, ctypes.byref(candidates))
+        lib.llama_sampler_apply(self._chain, candidates)
         token = int(candidates.data[candidates.selected].id)
         lib.llama_sampler_accept(self._chain, token)
         return token
@@ -552,7 +552,7 @@ class Sampler:
         yield lib.llama_sampler_init_dist(seed)
 
 
-_GROUP = 256  # tokens
+_WIDTH = 512  # tokens that are compared with as many that follow them, at most
 _MOST = 4096  # candidates that it pays to pick out
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -562,12 +562,13 @@ class _Candidates:
 
     llama.cpp itself begins with a candidate for every token of the vocabulary, 1.8 MB for QwQ's, of
     which top-k keeps 40: half of what is done for a token outside `llama_decode`. Here logits are
-    only read: in whatever groups they are, the `top_k`-th largest of the groups' maxima is no
-    larger than the `top_k`-th largest logit, so that what is below it can be left out.
+    only read: of `top_k` groups of tokens, each has one that is as likely as the least of their
+    maxima, so that what is below it can be left out. Where the likeliest are spread evenly over
+    the groups, `top_k` * (1 + 1/2 + ... + 1/`top_k`) stay: 171 for 40.
     """
 
     def __init__(self, top_k: int) -> None:
-        self._top_k = top_k
+        self._top_k = max(top_k, 0)
         self._logits: NDArray[np.float32] | None = None
 
     def of(self, logits: NDArray[np.float32]) -> Any:
@@ -584,16 +585,18 @@ class _Candidates:
             self._ids[:count], self._values[:count] = ids, logits[ids]
         else:
             self._ids[:], self._values[:], count = self._all, logits, len(logits)
-        return lib.llama_token_data_array(self._data, count, -1, False)
+        array = self._array
+        array.size, array.selected, array.sorted = count, -1, False
+        return array
 
     def _likeliest(self, logits: NDArray[np.float32]) -> NDArray[np.integer[Any]]:
-        if not 0 < self._top_k <= len(self._maxima):
+        if not len(self._groups):
             return self._all
-        least = len(self._maxima) - self._top_k
         np.maximum.reduce(self._groups, out=self._maxima)
-        self._maxima.partition(least)
+        np.maximum.reduce(self._maxima.reshape(-1, self._top_k), out=self._topmost)
+        np.minimum.reduce(self._topmost, out=self._least)
         ids: NDArray[np.intp]
-        (ids,) = np.greater_equal(logits, self._maxima[least], self._mask).nonzero()
+        (ids,) = np.greater_equal(logits, self._least, self._mask).nonzero()
         return ids
 
     def _lay_out(self, logits: NDArray[np.float32]) -> None:
@@ -601,12 +604,16 @@ class _Candidates:
         self._logits = logits
         candidates = np.zeros(len(logits), _CANDIDATE)  # llama_token_data
         self._ids, self._values = candidates["id"], candidates["logit"]
-        self._data = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
+        data = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
+        self._array = lib.llama_token_data_array(data, 0, -1, False)
         self._all = np.arange(len(logits), dtype=np.int32)
-        # a group is each `groups`-th token: maxima of rows that lie side by side take a third
-        groups = len(logits) // _GROUP
-        self._groups = logits[: groups * _GROUP].reshape(_GROUP, groups)
-        self._maxima = np.empty(groups, np.float32)
+        # a group is each `top_k`-th token: maxima of rows that lie side by side take a third
+        width = _WIDTH // self._top_k * self._top_k if self._top_k else 0
+        rows = len(logits) // width if width else 0
+        self._groups = logits[: rows * width].reshape(rows, width)
+        self._maxima = np.empty(width, np.float32)
+        self._topmost = np.empty(self._top_k, np.float32)
+        self._least = np.empty((), np.float32)
         self._mask = np.empty(len(logits), np.bool_)
 
 

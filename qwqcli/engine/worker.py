@@ -22,8 +22,9 @@ from qwqcli.messages import Loading, Notice, Order
 
 PROGRESS_S = 0.05  # no two loading messages closer than this
 # Pieces of a reply that come closer than this are said together. On a CPU that computes on all its
-# cores every line takes a third of a millisecond from the model; where a GPU does, nothing.
-GATHER_CPU_S, GATHER_S = 0.1, 0.03
+# cores every line takes 0.4 ms from the model, most of it for the parent, and what the chat draws
+# for it takes more; where a GPU computes, nothing.
+GATHER_CPU_S, GATHER_S = 0.2, 0.03
 
 
 class Worker:
