@@ -120,10 +120,11 @@ def report(what: str, measured: Sequence[tuple[float, float]], unit: str, goal: 
     mine = statistics.median(a for a, _ in measured)
     theirs = statistics.median(b for _, b in measured)
     mean = paired_ratio(measured)
-    known = f"; mean {mean.value:.3f}, 95 % interval {mean.low:.3f} to {mean.high:.3f}"
+    known = ""
+    if mean.low is not None:  # one round knows no interval
+        known = f"; mean {mean.value:.3f}, 95 % interval {mean.low:.3f} to {mean.high:.3f}"
     print(
         f"{what}: {mine:.3g} against {theirs:.3g} {unit}, ratio {ratio:.3f}"
-        f" ({min(ratios):.3f} to {max(ratios):.3f}, n={len(ratios)}"
-        f"{known if mean.low is not None else ''}); goal {goal}"
+        f" ({min(ratios):.3f} to {max(ratios):.3f}, n={len(ratios)}{known}); goal {goal}"
     )
     return ratio
