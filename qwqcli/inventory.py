@@ -104,7 +104,8 @@ def show_list(rows: Sequence[Row], left: Sequence[Unfinished], home: Path, out: 
                 out.write(f"  {visible(text)}\n")
     for item in left:
         amount = f"{percent(item.done, item.size)} of {size(item.size)}"
-        out.write(f"Unfinished, {amount}. Go on: qwq pull {visible(shlex.quote(item.label))}\n")
+        again = ["qwq", "pull", item.label, *(["--to", str(item.to)] if item.to else [])]
+        out.write(f"Unfinished, {amount}. Go on: {visible(shlex.join(again))}\n")
 
 
 def list_object(rows: Sequence[Row], left: Sequence[Unfinished]) -> dict[str, Any]:
@@ -112,7 +113,13 @@ def list_object(rows: Sequence[Row], left: Sequence[Unfinished]) -> dict[str, An
     return {
         "models": [_row_object(row) for row in rows],
         "unfinished": [
-            {"name": item.label, "size_bytes": item.size, "done_bytes": item.done} for item in left
+            {
+                "name": item.label,
+                "to": str(item.to) if item.to else None,
+                "size_bytes": item.size,
+                "done_bytes": item.done,
+            }
+            for item in left
         ],
     }
 

@@ -90,11 +90,11 @@ class World:
         return [path.name for path in self.blobs.glob("*.incomplete*")]
 
 
-def interrupted_pull(world: World, after: int) -> None:
+def interrupted_pull(world: World, after: int, **options: Any) -> None:
     """Leave the first `after` bytes of a file behind, as a pull does that met an error."""
     usual = world.policy
     world.patient(connections=1, piece=1 << 30)
     world.server.faults = [Fault(cut=after, times=1), Fault(status=416)]
     with pytest.raises(BadFile):
-        world.pull()
+        world.pull(**options)
     world.server.faults, world.policy = [], usual

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -418,6 +419,24 @@ def test_rm_takes_what_a_stopped_pull_left(world: World, person: dict[str, str])
         result = qwq("rm", name, "--yes", environ=person)
         assert "unfinished" in result.out, result.err
         assert world.leftovers() == []
+
+
+def test_a_pull_to_a_folder_that_stopped_is_listed_and_goes_on(
+    world: World, person: dict[str, str], tmp_path: Path
+) -> None:
+    """The command of the list brings the rest; `rm` takes away what another one left."""
+    folder = tmp_path / "a disk"
+    interrupted_pull(world, after=300_000, to=folder)
+    (left,) = json.loads(qwq("list", "--json", environ=person).out)["unfinished"]
+    assert (left["to"], left["size_bytes"]) == (str(folder), len(world.data))
+    command = re.search(r"Unfinished, .* Go on: qwq (.*)", qwq("list", environ=person).out)
+    assert command is not None
+    assert qwq(*shlex.split(command[1]), environ=person).out == f"{folder / FILE}\n"
+    assert "Unfinished" not in qwq("list", environ=person).out
+    qwq("rm", "q4_k_m", "--yes", environ=person)
+    interrupted_pull(world, after=300_000, to=folder)
+    assert "unfinished" in qwq("rm", "q4_k_m", "--yes", environ=person).out
+    assert list(folder.iterdir()) == []
 
 
 def test_rm_leaves_what_is_not_ours(person: dict[str, str], tmp_path: Path) -> None:

@@ -282,6 +282,48 @@ def test_what_an_interrupted_pull_left_can_be_discarded(world: World) -> None:
     assert world.leftovers() == []
 
 
+def test_what_is_partial_in_a_folder_is_found_again(world: World, tmp_path: Path) -> None:
+    """It is listed with its folder, goes on, and is listed no more; what is deleted by hand too."""
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        interrupted_pull(world, after=500_000, to=folder)
+    hub = world.hub()
+    left = hub.unfinished("q4_k_m")
+    assert {item.to for item in left} == {tmp_path / "one", tmp_path / "two"}
+    assert {(item.label, item.size) for item in left} == {(f"{QWEN}:{FILE}", len(world.data))}
+    assert all(0 < item.done <= 500_000 for item in left)
+    before = world.server.sent
+    world.pull(to=tmp_path / "one")
+    assert world.server.sent - before < len(world.data)
+    (other,) = hub.unfinished()
+    assert other.to == tmp_path / "two"
+    other.path.unlink()
+    assert hub.unfinished() == ()
+
+
+def test_what_is_partial_in_a_folder_can_be_discarded(world: World, tmp_path: Path) -> None:
+    """A pull that is at it keeps it; else the folder is empty afterwards, and no note is left."""
+    interrupted_pull(world, after=500_000, to=tmp_path / "models")
+    hub = world.hub()
+    (left,) = hub.unfinished()
+    world.server.rate = 500_000
+    running = hub.pull(hub.choose("q4_k_m"), to=tmp_path / "models")
+    next(event for event in running if isinstance(event, Progress))
+    with pytest.raises(UsageError, match="being downloaded"):
+        hub.discard(left)
+    running.close()  # type: ignore[attr-defined]
+    assert hub.discard(left) > 0
+    assert list((tmp_path / "models").iterdir()) == []
+    assert list((world.home / "qwq-data" / "pulls").iterdir()) == []
+
+
+@pytest.mark.parametrize("note", [b"", b"[", b"[]", b"3", b"{}", b'{"partial": 1}', b"\xff"])
+def test_a_damaged_note_of_a_pull_is_passed_over(world: World, tmp_path: Path, note: bytes) -> None:
+    """What can be read is listed all the same."""
+    interrupted_pull(world, after=500_000, to=tmp_path / "models")
+    put(world.home / "qwq-data" / "pulls" / "0.json", note)
+    assert len(world.hub().unfinished()) == 1
+
+
 def test_what_another_tool_owns_is_never_removed(world: World) -> None:
     """The error names the owner and its own command."""
     theirs = ollama(world, world.data)

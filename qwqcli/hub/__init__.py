@@ -118,6 +118,7 @@ class Hub:
         folders = config.paths(environ)
         self._sums = Sums(folders.cache / "known.json")
         self._library = Library(folders.data / "models", self._cache, self._shelves)
+        self._locks, self._notes = folders.cache / "locks", folders.data / "pulls"
 
     def offers(self, text: str = "", revision: str = "") -> tuple[Offer, ...]:
         """All that `text` can mean, see `parse_want`; "" is every quantization of QwQ-32B."""
@@ -195,8 +196,8 @@ class Hub:
         return self._library.adopt(path.expanduser(), taken)
 
     def unfinished(self, text: str | None = None) -> tuple[Unfinished, ...]:
-        """What interrupted pulls into the cache have left; only that which `text` means."""
-        every = tuple(unfinished(self._cache))
+        """What interrupted pulls have left; only that which `text` means."""
+        every = tuple(unfinished(self._cache, self._notes))
         if text is None:
             return every
         named = tuple(left for left in every if left.label.lower() == text.lower())
@@ -209,7 +210,7 @@ class Hub:
         Raises UsageError while a pull is at it.
         """
         with disk_errors(left.path):
-            return discard(self._cache, left)
+            return discard(left)
 
     def pull(
         self, offer: Offer, *, to: Path | None = None, reuse: bool = True
@@ -315,6 +316,7 @@ class Hub:
         self, offer: Offer, place: Place, file: RemoteFile, journal: Journal
     ) -> Generator[Event, None, Brought]:
         """Download one file whose lock we hold."""
+        place.begin(file)
         with _partial(place.partial(file)) as number:
             content = Content(
                 file.path, offer.url(file), file.size, file.sha256,
@@ -343,7 +345,7 @@ class Hub:
     def _place(self, offer: Offer, to: Path | None) -> Place:
         if to is None:
             return CachePlace(self._cache, offer)
-        return FolderPlace(to, config.paths(self._environ).cache / "locks")
+        return FolderPlace(to, offer.repo, locks=self._locks, notes=self._notes)
 
     def _journal(self, place: Place, file: RemoteFile) -> Journal:
         return Journal(place.partial(file), file.sha256, file.size, file.path)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
@@ -44,12 +45,17 @@ LOCK_MODE = 0o664  # as huggingface_hub: people who share a cache wait for each 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What an interrupted pull left: `done` of `size` bytes of the file `name`."""
+    """What an interrupted pull left: `done` of `size` bytes of the file `name`.
+
+    `note` is what tells of a partial file in a folder of the person's choice; None in the cache.
+    """
 
     repo: str
     name: str
     sha256: str
     path: Path
+    lock: Path
+    note: Path | None
     done: int
     size: int
 
@@ -57,6 +63,11 @@ class Unfinished:
     def label(self) -> str:
         """How people name it: REPO:FILE."""
         return f"{self.repo}:{self.name}"
+
+    @property
+    def to(self) -> Path | None:
+        """The folder that was given with --to."""
+        return self.path.parent if self.note else None
 
     def is_of(self, want: Want) -> bool:
         """Whether `want` means this file. Only QwQ-32B can be meant without its repository."""
@@ -88,6 +99,9 @@ class Place(Protocol):
 
     def lock(self, file: RemoteFile) -> Path:
         """What must be locked meanwhile."""
+
+    def begin(self, file: RemoteFile) -> None:
+        """The partial file is about to be there: note it, where nothing else leads to it."""
 
     def kept(self, file: RemoteFile) -> Path | None:
         """A finished file of the right size, if one is there; its checksum is still to be seen."""
@@ -126,6 +140,9 @@ class CachePlace:
 
     def lock(self, file: RemoteFile) -> Path:
         return self._locks / f"{file.sha256}.lock"
+
+    def begin(self, file: RemoteFile) -> None:
+        """The cache is known, and what is in it is found."""
 
     def kept(self, file: RemoteFile) -> Path | None:
         blob = self._blob(file)
@@ -181,10 +198,14 @@ class CachePlace:
 
 
 class FolderPlace:
-    """A plain folder, as given with --to. The files lie in it side by side."""
+    """A plain folder, as given with --to. The files lie in it side by side.
 
-    def __init__(self, folder: Path, locks: Path) -> None:
-        self._folder, self._locks = folder.expanduser(), locks
+    What is partial there is noted in `notes`, or it would never be found again.
+    """
+
+    def __init__(self, folder: Path, repo: str, *, locks: Path, notes: Path) -> None:
+        self._folder, self._repo = folder.expanduser(), repo
+        self._locks, self._notes = locks, notes
 
     def prepare(self, file: RemoteFile) -> None:
         if self._folder.exists() and not self._folder.is_dir():
@@ -198,8 +219,19 @@ class FolderPlace:
         return self._folder / f".{self._final(file).name}.{file.sha256[:16]}{PARTIAL}"
 
     def lock(self, file: RemoteFile) -> Path:
-        where = hashlib.sha256(os.path.realpath(self._final(file)).encode()).hexdigest()[:16]
-        return self._locks / f"{where}.lock"
+        return self._locks / f"{self._where(file)}.lock"
+
+    def begin(self, file: RemoteFile) -> None:
+        note = self._note(file)
+        said = {
+            "repo": self._repo,
+            "sha256": file.sha256,
+            "partial": os.path.abspath(self.partial(file)),
+            "lock": os.path.abspath(self.lock(file)),
+        }
+        with disk_errors(note):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_file(note, json.dumps(said).encode())
 
     def kept(self, file: RemoteFile) -> Path | None:
         final = self._final(file)
@@ -213,12 +245,13 @@ class FolderPlace:
         )
 
     def settle(self, file: RemoteFile) -> Path:
+        self._note(file).unlink(missing_ok=True)
         return self._final(file)
 
     def finish(self, file: RemoteFile, content: Path) -> Path:
         os.replace(content, self._final(file))
         sync_folder(self._folder)
-        return self._final(file)
+        return self.settle(file)
 
     def link(self, file: RemoteFile, other: Path) -> Path | None:
         return self._final(file) if _linked(other, self._final(file)) else None
@@ -226,29 +259,51 @@ class FolderPlace:
     def _final(self, file: RemoteFile) -> Path:
         return self._folder / safe_path(file.path).rpartition("/")[2]
 
+    def _note(self, file: RemoteFile) -> Path:
+        return self._notes / f"{self._where(file)}-{file.sha256[:16]}.json"
 
-def unfinished(root: Path) -> Iterator[Unfinished]:
-    """Partial files below the cache's root, and what their notes say."""
+    def _where(self, file: RemoteFile) -> str:
+        """Which file of which folder, as a name that any file system takes."""
+        return hashlib.sha256(os.path.realpath(self._final(file)).encode()).hexdigest()[:16]
+
+
+def unfinished(root: Path, notes: Path) -> Iterator[Unfinished]:
+    """Partial files below the cache's root and in the folders of `notes`, and what they have."""
     for path in sorted(root.glob(f"models--*/blobs/*{PARTIAL}")):
-        sha256 = path.name.removesuffix(PARTIAL)
-        note = Journal(path, sha256, 0).about()
-        with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
-            repo = path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-            size, name = int(note["size"]), str(note["name"])
-            done = held(Journal(path, sha256, size).load())
-            yield Unfinished(repo, name, sha256, path, done, size)
+        sha256, folder = path.name.removesuffix(PARTIAL), path.parent.parent.name
+        repo = folder.removeprefix("models--").replace("--", "/", 1)
+        lock = root / ".locks" / folder / f"{sha256}.lock"
+        yield from _partly(repo, sha256, path, lock, None)
+    for note in sorted(notes.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(note.read_bytes())
+            path, lock = Path(said["partial"]), Path(said["lock"])
+            if path.exists():  # else it was deleted by hand, or its disk is not here now
+                yield from _partly(str(said["repo"]), str(said["sha256"]), path, lock, note)
 
 
-def discard(root: Path, left: Unfinished) -> int:
+def _partly(
+    repo: str, sha256: str, path: Path, lock: Path, note: Path | None
+) -> Iterator[Unfinished]:
+    """The partial file at `path`, if its journal can be read."""
+    about = Journal(path, sha256, 0).about()
+    with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
+        size, name = int(about["size"]), str(about["name"])
+        done = held(Journal(path, sha256, size).load())
+        yield Unfinished(repo, name, sha256, path, lock, note, done, size)
+
+
+def discard(left: Unfinished) -> int:
     """Delete a partial file and its notes; returns the bytes freed."""
-    folder = left.path.parent.parent
-    lock = try_lock(root / ".locks" / folder.name / f"{left.sha256}.lock")
+    lock = try_lock(left.lock)
     if lock is None:
         raise UsageError(f"{left.name} is being downloaded now.", "Stop that pull first")
     try:
         freed = disk_bytes(left.path.lstat())
         left.path.unlink()
         Journal(left.path, left.sha256, left.size).remove()
+        if left.note:
+            left.note.unlink(missing_ok=True)
         return freed
     except FileNotFoundError:
         return 0
