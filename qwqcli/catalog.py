@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from qwqcli import config
 from qwqcli.builtin import model_path
 from qwqcli.errors import UsageError
+from qwqcli.portable import typed_path
 from qwqcli.quants import BY_NAME
 
 if TYPE_CHECKING:
@@ -46,14 +47,14 @@ def resolve(name: str, environ: Mapping[str, str] = os.environ) -> ModelRef:
         model = _latest(environ)
         if model is None and name == AUTO:
             return ModelRef(BUILT_IN, model_path())
-    elif Path(name).expanduser().is_file():
-        return ModelRef(Path(name).stem, Path(name).expanduser())
+    elif os.path.isfile(typed_path(name)):
+        return ModelRef(Path(name).stem, typed_path(name))
     else:
         model = _hub(environ).find(name)
     if model is not None:
         return ModelRef(model.name, model.paths[0], model)
     if _is_path(name):
-        return ModelRef(Path(name).stem, Path(name).expanduser())
+        return ModelRef(Path(name).stem, typed_path(name))
     raise _unknown(name)
 
 

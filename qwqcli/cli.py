@@ -28,7 +28,7 @@ from qwqcli.commands import (
     settings,
     talk,
 )
-from qwqcli.errors import INTERRUPTED, ClosedPipe, QwqError, UsageError
+from qwqcli.errors import INTERRUPTED, ClosedPipe, LostOutput, QwqError, UsageError
 from qwqcli.terminal import Output
 
 __all__ = ["Env", "main"]
@@ -44,7 +44,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
 ) -> None:
     if version:
-        ctx.obj.stdout.write(f"qwq {__version__}\n")
+        Output(ctx.obj.stdout, ctx.obj.environ).write(f"qwq {__version__}\n")
         raise typer.Exit
 
 
@@ -54,11 +54,10 @@ def main(argv: Sequence[str] | None = None, env: Env | None = None) -> int:
     try:
         wanted = _only(sys.argv[1:] if argv is None else argv)
         result: Any = wanted(args=argv, prog_name="qwq", standalone_mode=False, obj=env)
-    except ClosedPipe as error:
-        # what is still in Python's own buffer must not fail again when it closes stdout
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), env.stdout.fileno())
-        return error.exit_code
+        for stream in (env.stdout, env.stderr):
+            Output(stream, env.environ).flush()
+    except (ClosedPipe, BrokenPipeError):  # the latter of a plain line on stderr
+        return ClosedPipe.exit_code
     except QwqError as error:
         return _fail(error, env)
     except typer.TyperException as error:
@@ -66,13 +65,26 @@ def main(argv: Sequence[str] | None = None, env: Env | None = None) -> int:
         return _fail(UsageError(error.format_message(), hint), env)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    finally:
+        _drop_output(env)
     return result if isinstance(result, int) else 0
+
+
+def _drop_output(env: Env) -> None:
+    """What could not be written must not fail again when Python closes its streams."""
+    for stream in (env.stdout, env.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _fail(error: QwqError, env: Env) -> int:
     from qwqcli.render import show_error
 
-    show_error(error, Output(env.stderr, env.environ))
+    with contextlib.suppress(ClosedPipe, LostOutput):  # then nobody can be told
+        show_error(error, Output(env.stderr, env.environ))
     return error.exit_code
 
 

@@ -10,6 +10,7 @@ QwqError                 1  anything below that has no code of its own
 │   └── ContextFull      7  the conversation does not fit into the context
 ├── StoreError           1  sessions cannot be read or written; a chat goes on without them
 ├── NoAnswer             7  the reply ended inside its thought: there is no answer
+├── LostOutput           1  the output cannot be written, as on a full disk
 └── ClosedPipe         141  who read our output has left; nothing is said
 
 Ctrl-C ends in 130. Each error says in one sentence what is wrong, and its `hint` is the next
@@ -80,6 +81,10 @@ class ClosedPipe(QwqError):
     """Who read our output has left. A shell reports the same for a command ended by SIGPIPE."""
 
     exit_code = 141
+
+
+class LostOutput(QwqError):
+    """The output cannot be written, as on a full disk."""
 
 
 class NoAnswer(QwqError):

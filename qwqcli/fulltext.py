@@ -11,6 +11,7 @@ Limits: Thai, Lao, Khmer and Burmese are found only by what stands between blank
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
 _CJK = (
@@ -56,9 +57,16 @@ def holds(text: str, typed: str) -> bool:
 
 
 def _find(text: str, term: str) -> int:
-    words = [re.escape(word) for word in re.findall(r"\w+", term)]
-    match = re.search(r"\W+".join(words), text, re.IGNORECASE)
+    words = [re.escape(word) for word in re.findall(r"\w+", _bare(term))]
+    match = re.search(r"\W+".join(words), _bare(text), re.IGNORECASE)
     return match.start() if match else -1
+
+
+def _bare(text: str) -> str:
+    """`text` without accents, as the index has it; each character stays in its place."""
+    if text.isascii():
+        return text
+    return "".join(unicodedata.normalize("NFD", character)[0] for character in text)
 
 
 def _phrase(term: str) -> str:

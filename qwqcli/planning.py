@@ -28,6 +28,7 @@ from qwqcli.hub import Hub, Policy
 from qwqcli.hub.sources import parse_want
 from qwqcli.layout import PREFERENCES, Want
 from qwqcli.plan import Option, Plan, corrected, make_plan, options
+from qwqcli.portable import typed_path
 from qwqcli.sizes import Sizes
 
 Choice = TypeVar("Choice", bound=str)
@@ -119,8 +120,8 @@ def subject(
 
 def _here(name: str, hub: Hub) -> Path | None:
     """The file called so, else the model that was pulled under this name."""
-    if Path(name).expanduser().is_file():
-        return Path(name).expanduser()
+    if os.path.isfile(typed_path(name)):
+        return typed_path(name)
     with contextlib.suppress(UsageError):  # a name that no pull could have left
         model = hub.find(name)
         return model.paths[0] if model else None

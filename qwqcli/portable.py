@@ -46,6 +46,14 @@ def write_at(number: int, data: memoryview, at: int) -> int:
         return os.write(number, data)
 
 
+def typed_path(text: str) -> Path:
+    """The path that a person typed; `~name` of nobody is a name like any other."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def disk_bytes(about: os.stat_result) -> int:
     """Bytes that a file takes from the disk, which are fewer than its size if it has holes."""
     blocks: int | None = getattr(about, "st_blocks", None)

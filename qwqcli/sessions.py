@@ -21,7 +21,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -156,10 +156,23 @@ class Store:
 
     # --- writing -------------------------------------------------------------------------------
 
-    def save(self, session: Session, head: int | None, turns: Iterable[Turn] = ()) -> None:
-        """Write a session, where the person is in it, and `turns` whole. Raises StoreError."""
+    def save(
+        self,
+        session: Session,
+        head: int | None,
+        turns: Iterable[Turn] = (),
+        known: Session | None = None,
+    ) -> None:
+        """Write a session, where the person is in it, and `turns` whole. Raises StoreError.
+
+        `known` is the session as the caller last wrote or read it: what of it has not changed since
+        is left as another process may have changed it, and what was removed is not written again.
+        """
         with self._writing():
-            self._save_session(session, head)
+            if known is None:
+                self._insert_session(session, head)
+            else:
+                self._update_session(session, head, known)
             for turn in turns:
                 self._save_turn(session.id, turn)
 
@@ -192,7 +205,7 @@ class Store:
         """The id of the session of this name, id or beginning of an id. Raises UsageError."""
         with self._ours():
             rows = self._db.execute("SELECT id, coalesce(name, '') FROM session").fetchall()
-        named = [id for id, name in rows if name.casefold() == word.casefold()]
+        named = [id for id, name in rows if word and name.casefold() == word.casefold()]
         exact = [id for id, _ in rows if id == word]
         begins = [id for id, _ in rows if word and id.startswith(word)]
         for found in (named, exact, begins):
@@ -204,9 +217,10 @@ class Store:
 
     def taken(self, name: str, id: str) -> bool:
         """Whether a session other than `id` has this name."""
-        statement = "SELECT 1 FROM session WHERE name = ? AND id != ?"
+        statement = "SELECT name FROM session WHERE name NOT NULL AND id != ?"
         with self._ours():
-            return self._db.execute(statement, (_text(name), id)).fetchone() is not None
+            rows = self._db.execute(statement, (id,)).fetchall()
+        return _text(name).casefold() in [row[0].casefold() for row in rows]
 
     def latest(self) -> str | None:
         """The id of the session that was changed last."""
@@ -234,7 +248,11 @@ class Store:
                 raise UsageError(f"There is no session '{id}'.", "qwq sessions list")
             turns = self._turns(id)
         *session, head = row
-        known = {turn.id for turn in turns}
+        known = set[int]()
+        for at, turn in enumerate(turns):
+            if turn.parent not in known:  # none, or one that was lost: a tree all the same
+                turns[at] = replace(turn, parent=None)
+            known.add(turn.id)
         return Session(*session), Conversation(tuple(turns), head if head in known else None)
 
     def search(self, typed: str, limit: int = 20) -> list[Hit]:
@@ -321,7 +339,7 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _save_session(self, session: Session, head: int | None) -> None:
+    def _insert_session(self, session: Session, head: int | None) -> None:
         self._db.execute(
             """INSERT INTO session (id, name, model, system, origin, created, head, changed)
             VALUES (?, nullif(?, ''), ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET
@@ -332,6 +350,22 @@ class Store:
                 *(session.origin, session.created, head, time.time()),
             ),
         )
+
+    def _update_session(self, session: Session, head: int | None, known: Session) -> None:
+        new: dict[str, Any] = {"head": head, "changed": time.time()}
+        for name in ("model", "system"):
+            if getattr(session, name) != getattr(known, name):
+                new[name] = _text(getattr(session, name))
+        if session.name != known.name:
+            new["name"] = _text(session.name) or None
+        columns = ", ".join(f"{name} = ?" for name in new)
+        found = self._db.execute(
+            f"UPDATE session SET {columns} WHERE id = ?", (*new.values(), session.id)
+        )
+        if not found.rowcount:
+            raise StoreError(
+                "This session was removed meanwhile.", "/branch to keep all of it in a new one"
+            )
 
     def _save_turn(self, session: str, turn: Turn) -> None:
         old = self._db.execute(f"{_INDEXED} WHERE id = ?", (turn.id,)).fetchone()
@@ -448,9 +482,15 @@ T = TypeVar("T")
 
 
 def _value(kind: type[T], text: str) -> T:
-    """A dataclass from JSON; what another version of it had more is left out."""
+    """A dataclass from JSON; what another version of it had more is left out.
+
+    Its defaults where the text is damaged: what was said is worth more than its figures.
+    """
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in json.loads(text).items() if name in known})
+    try:
+        return kind(**{name: value for name, value in json.loads(text).items() if name in known})
+    except (ValueError, TypeError, AttributeError):
+        return kind()
 
 
 def _text(text: str) -> str:

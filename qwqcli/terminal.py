@@ -9,13 +9,14 @@ Non-goals: reading keys, knowing what is drawn.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from qwqcli.errors import ClosedPipe
+from qwqcli.errors import ClosedPipe, LostOutput
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,6 +127,20 @@ _COMBINING = "".join(map(chr, (*range(0x300, 0x370), *range(0x1F3FB, 0x1F400))))
 # --- where it goes -----------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+    """What the system says of a stream, as errors of ours."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ClosedPipe("The reader of our output has left.") from error
+    except OSError as error:
+        raise LostOutput(
+            f"The output cannot be written: {error.strerror or error}.",
+            "Make room there, or write it elsewhere",
+        ) from error
+
+
 class Output:
     """A text stream that no character can break, and what is known about its terminal."""
 
@@ -141,15 +156,16 @@ class Output:
         self.symbols = Symbols() if self._can_encode("⠋·…•▌") else ASCII
 
     def write(self, text: str) -> None:
-        """Write and flush; a character that the encoding lacks is written as its code."""
-        try:
+        """Write and flush; a character that the encoding lacks is written as its code.
+
+        Raises ClosedPipe and LostOutput.
+        """
+        with _output_errors():
             try:
                 self._stream.write(text)
             except UnicodeEncodeError:
                 self._stream.write("".join(map(self._fallback, text)))
             self._stream.flush()
-        except BrokenPipeError as error:
-            raise ClosedPipe("The reader of our output has left.") from error
 
     def leave(self) -> None:
         """Before a shell writes: no live rows are left below the cursor, and it is shown."""
@@ -157,7 +173,9 @@ class Output:
             self.write("\x1b[J\x1b[?25h")
 
     def flush(self) -> None:
-        self._stream.flush()
+        """Raises ClosedPipe and LostOutput."""
+        with _output_errors():
+            self._stream.flush()
 
     def isatty(self) -> bool:
         return self.terminal

@@ -82,6 +82,18 @@ def test_what_is_no_text_is_refused(here: Path, content: bytes, says: str) -> No
     assert table.chat.attached == []
 
 
+@pytest.mark.parametrize("name", ["~nobody-here/x", "x" * 300, f"{'y/' * 3000}z"])
+def test_a_path_that_cannot_be_is_told_and_the_chat_goes_on(name: str) -> None:
+    """A home of nobody and a name that is too long: asked about, attached, saved, completed."""
+    table = Table()
+    table.type(f"who is @{name} then?", f"/file {name}", f"/save {name}.md", f"/model {name}")
+    assert table.sent[0][0].content == f"who is @{name} then?"
+    assert "Traceback" not in table.text
+    table.type("next")
+    assert table.sent[1][-1].content == "next"
+    assert completions(table.chat, f"hello @{name}/") == []
+
+
 def test_a_folder_asks(here: Path) -> None:
     """Its text files are counted first; binary and hidden ones are left out."""
     (here / "docs" / "sub").mkdir(parents=True)
@@ -226,6 +238,8 @@ def test_set_changes_what_is_sampled() -> None:
     sampling = table.engines[0].sampling[0]
     assert (sampling.temperature, sampling.seed, sampling.max_tokens) == (0.9, 7, None)
     table.type("/set temperature 9", "/set temprature 1", "/set ctx 4096", "/set top_k x")
+    table.type("/set device CUDA0", "/set margin_gb 500", "/set prefer speed")
+    assert table.text.count("qwq config set") == 4
     assert "outside 0 to 5" in table.text
     assert "try: /set temperature" in table.text
     assert "/set cannot change ctx in a chat." in table.text

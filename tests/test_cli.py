@@ -299,6 +299,49 @@ def test_ctrl_c_at_any_moment(delay: float, environ: dict[str, str]) -> None:
     assert b"Traceback" not in err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "command",
+    ["ask --model tiny --json 2+2", "ask --model tiny 2+2", "--version", "sessions list --json"],
+)
+def test_a_full_disk_is_told(environ: dict[str, str], command: str) -> None:
+    """The output that cannot be written is an error in one line, also if Python still held it."""
+    child = subprocess.run(
+        f"{sys.executable} -m qwqcli {command} >/dev/full",
+        shell=True, capture_output=True, text=True, env=environ, check=False,
+    )  # fmt: skip
+    assert child.returncode == 1
+    assert "The output cannot be written: No space left on device." in child.stderr
+    assert "Traceback" not in child.stderr
+    assert "Exception ignored" not in child.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
+@pytest.mark.parametrize(
+    ("closed", "out"), [("<&-", "4"), (">&-", ""), ("2>&-", "4"), ("<&- 2>&-", "4")]
+)
+def test_streams_that_are_closed(environ: dict[str, str], closed: str, out: str) -> None:
+    """A stream that was closed before we began is one that nothing comes from or goes to."""
+    child = subprocess.run(
+        f"{sys.executable} -m qwqcli ask --model tiny 'What is 2 + 2?' {closed}",
+        shell=True, capture_output=True, text=True, env=environ, check=False,
+    )  # fmt: skip
+    assert child.returncode == 0
+    assert out in child.stdout
+    assert "Traceback" not in child.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
+def test_a_reader_of_errors_that_leaves(environ: dict[str, str]) -> None:
+    """141 as well, and no word about it."""
+    child = subprocess.run(
+        "bash", text=True, capture_output=True, env=environ, check=False,
+        input=f"{sys.executable} -m qwqcli ask --model tiny --thinking show 'What is 2 + 3?'"
+        " 2>&1 >/dev/null </dev/null | true; echo ${PIPESTATUS[0]}",
+    )  # fmt: skip
+    assert (child.stdout, child.stderr) == ("141\n", "")
+
+
 def test_closed_pipe_is_quiet(environ: dict[str, str]) -> None:
     """A reader that leaves (`| head -c 1`) ends the command without a word."""
     child = spawn("ask", "--stream-json", QUESTION, environ=environ)

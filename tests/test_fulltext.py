@@ -84,3 +84,11 @@ def test_an_excerpt_shows_what_was_found() -> None:
     assert shown.startswith("…")
     assert shown.endswith("…")
     assert fulltext.excerpt("short", "absent") == "short"
+
+
+def test_an_accent_is_no_difference() -> None:
+    """As in the index: the place that is shown is the one that was found."""
+    text = "x" * 300 + " a café there, Ångström " + "y" * 300
+    for typed in ("cafe", "CAFÉ", "angstrom"):
+        assert fulltext.holds(text, typed)
+        assert "café there, Ångström" in fulltext.excerpt(text, typed)

@@ -365,6 +365,25 @@ def test_plain_prompt_continues_after_a_backslash() -> None:
         prompt.read()
 
 
+def test_a_plain_prompt_shows_what_waits_and_sends_it() -> None:
+    """Enter alone sends it; what is typed takes its place; in a pipe an empty line is no wish."""
+    tty = Tty("\nother\n")
+    prompt = PlainPrompt(tty, Screen(shown := Tty(), shown, {}).out)
+    assert prompt.read("What is\n2 + 2?") == "What is\n2 + 2?"
+    assert "> What is 2 + 2?\n[Enter alone sends this]" in shown.getvalue()
+    assert prompt.read("What?") == "other"
+    assert PlainPrompt(io.StringIO("\n"), Screen(Tty(), Tty(), {}).out).read("What?") == ""
+
+
+def test_a_line_that_the_terminal_has_cut_is_not_asked() -> None:
+    """Linux drops what is beyond 4,095 bytes of a line; half a question is not the question."""
+    prompt = PlainPrompt(Tty(f"{'x' * 4095}\nshort\n"), Screen(shown := Tty(), shown, {}).out)
+    assert prompt.read() == "short"
+    assert "cut that line" in shown.getvalue()
+    pipe = io.StringIO(f"{'x' * 4095}\n")
+    assert PlainPrompt(pipe, Screen(Tty(), Tty(), {}).out).read() == "x" * 4095
+
+
 def test_interruptible_restores_the_handler() -> None:
     """SIGINT sets the flag, as often as it comes, and raises again afterwards."""
     before = signal.getsignal(signal.SIGINT)

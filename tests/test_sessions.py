@@ -132,6 +132,45 @@ def test_sessions_are_found_by_name_and_id(store: Store) -> None:
         store.load("absent")
 
 
+def test_no_word_is_no_session(store: Store) -> None:
+    """An unset variable of a script must not name the one session without a name."""
+    write(store, turn("one"))
+    with pytest.raises(UsageError, match="no session ''"):
+        store.find("")
+
+
+def test_a_name_is_one_whatever_its_capitals(store: Store) -> None:
+    """Beyond ASCII too, so that what can be saved can be found."""
+    first, second = write(store, turn("one"), name="Ärger"), write(store, turn("two"))
+    assert store.taken("ärger", second.id)
+    assert not store.taken("ärger", first.id)
+    assert store.find("ÄRGER") == first.id
+
+
+def test_a_tree_that_lost_a_turn_is_read(store: Store) -> None:
+    """A parent that is not there, a turn that is its own, and figures that are none."""
+    session = write(store, turn("one"), turn("two"), turn("three"))
+    first, second, third = store.load(session.id)[1].turns
+    with closing(sqlite3.connect(str(store.path))) as db, db:
+        db.execute("DELETE FROM turn WHERE id = ?", (first.id,))
+        db.execute("UPDATE turn SET stats = '{', sampling = '[1]' WHERE id = ?", (second.id,))
+    talk = store.load(session.id)[1]
+    assert [one.question for one in talk.path()] == ["two", "three"]
+    assert (talk.turns[0].stats, talk.turns[0].sampling) == (Stats(), Sampling())
+    with closing(sqlite3.connect(str(store.path))) as db, db:
+        db.execute("UPDATE turn SET parent = id WHERE id = ?", (third.id,))
+    assert [one.question for one in store.load(session.id)[1].path()] == ["three"]
+
+
+def test_what_was_removed_is_not_written_again(store: Store) -> None:
+    """Who knows the session from before is told; nothing is left of what was to be written."""
+    session = write(store, turn("one"))
+    store.remove(session.id)
+    with pytest.raises(StoreError, match="removed"):
+        store.save(session, None, [turn("two")], session)
+    assert store.summaries() == []
+
+
 def test_the_list_begins_with_what_was_changed_last(store: Store) -> None:
     """With the number of turns and the beginning of the first question."""
     old, new = write(store, turn("one " * 100), turn("two")), write(store, turn("three"))

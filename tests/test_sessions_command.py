@@ -99,6 +99,27 @@ def test_rm_asks_and_leaves_nothing(run: Run, session: Session, environ: dict[st
     assert paths.input_history.read_text() == "\n# 2026-01-01\n+kept\n\n# 2026\n+a\n+b\n"
 
 
+def test_rm_forgets_what_was_typed_in_another_form(
+    run: Run, session: Session, environ: dict[str, str]
+) -> None:
+    """Quoted, with two slashes, as a prompt of the library, and as name or system prompt."""
+    paths = config.paths(environ)
+    asked = ("in quotes\nof two lines", "/help me", "Step by step: my text. Go on.")
+    turns = [Turn(new_turn_id(), None, question, stop="end") for question in asked]
+    with closing(Store(paths.sessions)) as store:
+        store.save(replace(session, system="Be brief."), turns[-1].id, turns)
+    typed = (
+        '"""in quotes\nof two lines"""', "//help me", "/prompt frame-steps my text.",
+        "/name sums", "/system Be brief.", "kept", "/prompt frame-steps", "/set top_k 4",
+    )  # fmt: skip
+    entries = ["".join(f"+{line}\n" for line in text.split("\n")) for text in typed]
+    paths.input_history.write_text("".join(f"\n# 2026\n{entry}" for entry in entries))
+    assert run("sessions", "rm", "sums", "-y").code == 0
+    assert paths.input_history.read_text() == (
+        "\n# 2026\n+kept\n\n# 2026\n+/prompt frame-steps\n\n# 2026\n+/set top_k 4\n"
+    )
+
+
 def test_the_history_that_is_left_is_read_as_before(tmp_path: Path) -> None:
     """prompt_toolkit reads what is left of its own file."""
     from prompt_toolkit.history import FileHistory
@@ -106,10 +127,10 @@ def test_the_history_that_is_left_is_read_as_before(tmp_path: Path) -> None:
     path = tmp_path / "history"
     for text in ("one", "two\nlines", "# three", "四"):
         FileHistory(path).store_string(text)
-    forget(path, ["one", "four"])
-    forget(path, ["# three"])
+    forget(path, ["one", "four"].__contains__)
+    forget(path, ["# three"].__contains__)
     assert list(FileHistory(path).load_history_strings()) == ["四", "two\nlines"]
-    forget(tmp_path / "absent", ["x"])
+    forget(tmp_path / "absent", ["x"].__contains__)
 
 
 # --- config ------------------------------------------------------------------------------------

@@ -336,6 +336,55 @@ def test_a_killed_reply_is_resumed_as_far_as_it_came(tmp_path: Path) -> None:
     assert "[cut off when qwq was ended]" in err
 
 
+def test_a_session_removed_elsewhere_stays_removed(tmp_path: Path) -> None:
+    """Nothing of it is written again, which is told; a branch is a whole session of its own."""
+    with closing(Store(tmp_path / "s.db")) as store, closing(Store(tmp_path / "s.db")) as other:
+        table = Table(*REPLIES, store=store)
+        table.type("one")
+        other.remove(table.chat.session.id)
+        table.type("two", "three", "/undo")
+        assert other.summaries() == []
+        assert table.text.count("was removed meanwhile. Until that is mended nothing more") == 1
+        table.type("/branch", "four")
+        assert loaded(table) == [("one", "1"), ("two", "2"), ("four", "4")]
+        assert len(other.summaries()) == 1
+
+
+def test_two_chats_in_one_session_keep_what_the_other_has_changed(tmp_path: Path) -> None:
+    """A turn writes its turn; the name and the system prompt only who changes them."""
+    with closing(Store(tmp_path / "s.db")) as store, closing(Store(tmp_path / "s.db")) as other:
+        one, two = Table(*REPLIES, store=store), Table(*REPLIES, store=other)
+        one.type("one")
+        two.type(f"/resume {one.chat.session.id}")
+        one.type("/name alpha", "/system Be brief.")
+        two.type("two")
+        ((session, talk),) = [store.load(found.session.id) for found in store.summaries()]
+        assert (session.name, session.system) == ("alpha", "Be brief.")
+        assert [turn.question for turn in talk.path()] == ["one", "two"]
+
+
+def test_a_name_that_is_taken_before_the_first_turn_costs_no_turn(tmp_path: Path) -> None:
+    """The later session goes on without a name, and says so."""
+    with closing(Store(tmp_path / "s.db")) as store, closing(Store(tmp_path / "s.db")) as other:
+        one, two = Table(*REPLIES, store=store), Table(*REPLIES, store=other)
+        one.type("/name beta")
+        two.type("two", "/name beta")
+        one.type("one")
+        assert "Another session is called 'beta' by now." in one.text
+        assert loaded(one) == [("one", "1")]
+        assert [found.session.name for found in store.summaries()] == ["", "beta"]
+
+
+def test_a_branch_is_not_begun_under_a_name_that_is_taken(store: Store) -> None:
+    """The error comes before anything has moved."""
+    table = Table(*REPLIES, store=store)
+    table.type("one", "/name alpha")
+    before = table.chat.session.id
+    table.type("/branch ALPHA")
+    assert "is called 'ALPHA'" in table.text
+    assert table.chat.session.id == before
+
+
 def test_messages_of_a_resumed_session(store: Store) -> None:
     """The model sees exactly what it would have seen without a break."""
     Table(("hmm", "1"), store=store, settings=Settings("scripted", system="S")).type("one")

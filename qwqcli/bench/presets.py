@@ -15,6 +15,7 @@ from typing import Any
 from qwqcli.bench.measure import Wanted
 from qwqcli.config import nearest
 from qwqcli.errors import UsageError
+from qwqcli.portable import typed_path
 from qwqcli.yaml_file import YamlFile, read
 
 FOLDER = "suites"
@@ -34,7 +35,7 @@ def is_suite(name: str) -> bool:
 
 def load(name: str) -> Wanted:
     """The suite called `name`, or in the file `name`."""
-    path = _folder() / f"{name}.yaml" if name in names() else Path(name).expanduser()
+    path = _folder() / f"{name}.yaml" if name in names() else typed_path(name)
     start = NOTHING if name == "default" else load("default")
     try:
         file = read(path)

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, BinaryIO, TextIO
+from typing import Annotated, Any, BinaryIO, Literal, TextIO
 
 import typer
 
@@ -31,13 +31,18 @@ app = typer.Typer(
 )
 
 
+def _open(stream: TextIO | None, mode: Literal["r", "w"]) -> TextIO:
+    """`stream`, or nothing to read or write where it was closed before we began."""
+    return stream or open(os.devnull, mode, encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Env:
     """The world as a command sees it; a test makes its own."""
 
-    stdin: TextIO = field(default_factory=lambda: sys.stdin)
-    stdout: TextIO = field(default_factory=lambda: sys.stdout)
-    stderr: TextIO = field(default_factory=lambda: sys.stderr)
+    stdin: TextIO = field(default_factory=lambda: _open(sys.stdin, "r"))
+    stdout: TextIO = field(default_factory=lambda: _open(sys.stdout, "w"))
+    stderr: TextIO = field(default_factory=lambda: _open(sys.stderr, "w"))
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     @property

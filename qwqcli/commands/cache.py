@@ -9,6 +9,7 @@ import typer
 
 from qwqcli import config
 from qwqcli.commands import Env, app
+from qwqcli.terminal import Output
 
 
 @app.command()
@@ -25,19 +26,20 @@ def cache(
     from qwqcli.engine import pages
 
     env: Env = ctx.obj
+    out = Output(env.stdout, env.environ)
     settings, root = config.load(env.environ), config.paths(env.environ).sessions.with_suffix("")
     removed = pages.make_room(root, 0) if clear else 0
     used, cap = pages.usage(root), int(settings.snapshots_gb * 2**30)
     if json:
         plain = {"folder": str(root), "cap_bytes": cap, "removed_bytes": removed, "sessions": used}
-        env.stdout.write(json_.dumps(plain, ensure_ascii=False) + "\n")
+        out.write(json_.dumps(plain, ensure_ascii=False) + "\n")
         return
     if clear:
         env.stderr.write(f"{_mib(removed)} removed.\n")
     for session, size in sorted(used.items(), key=lambda item: -item[1]):
-        env.stdout.write(f"{session:10} {_mib(size):>12}\n")
+        out.write(f"{session:10} {_mib(size):>12}\n")
     total = sum(used.values())
-    env.stdout.write(f"{_mib(total)} of at most {_mib(cap)} in {root}\n")
+    out.write(f"{_mib(total)} of at most {_mib(cap)} in {root}\n")
     if not clear:
         env.stderr.write("QWQ_SNAPSHOTS_GB=4 would allow 4 GiB, 0 none; --clear removes all.\n")
 

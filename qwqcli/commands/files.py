@@ -13,7 +13,7 @@ from qwqcli import catalog, config
 from qwqcli.commands import Env, app, complete, confirm
 from qwqcli.errors import INTERRUPTED, NoRoom, UsageError
 from qwqcli.interrupt import only_once
-from qwqcli.terminal import Screen, visible
+from qwqcli.terminal import Output, Screen, visible
 
 if TYPE_CHECKING:
     from qwqcli.hub import Hub, Offer, Pulled
@@ -189,7 +189,8 @@ def import_model(
     env: Env = ctx.obj
     model = Hub(env.environ).adopt(path, catalog.WORDS)
     name = visible(model.name)
-    env.stdout.write(f"It is called {name} now. Try: qwq chat --model {shlex.quote(name)}\n")
+    out = Output(env.stdout, env.environ)
+    out.write(f"It is called {name} now. Try: qwq chat --model {shlex.quote(name)}\n")
 
 
 def _here(hub: Hub, what: str | None) -> Pulled | None:

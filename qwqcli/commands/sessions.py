@@ -136,6 +136,7 @@ def rm(
 
     What was asked in them also leaves the history of the prompt.
     """
+    from qwqcli.repl.commands import typed_in
     from qwqcli.repl.prompt import forget
     from qwqcli.repl.turns import line
 
@@ -148,8 +149,7 @@ def rm(
             what = "this session" if len(ids) == 1 else f"these {len(ids)} sessions"
             confirm(env, f"Remove {what}?", f"qwq sessions rm {shlex.join(sessions)} -y")
         for id in ids:
-            _, talk = store.load(id)
-            forget(config.paths(env.environ).input_history, [t.question for t in talk.turns])
+            forget(config.paths(env.environ).input_history, typed_in(*store.load(id)))
             if not store.remove(id):
                 env.stderr.write("Another qwq is reading; its log is emptied when that ends.\n")
 

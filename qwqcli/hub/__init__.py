@@ -71,7 +71,7 @@ from qwqcli.hub.store import (
 )
 from qwqcli.hub.transfer import AGAIN, Content, Mover
 from qwqcli.hub.web import Policy, Refused, Web
-from qwqcli.portable import open_to_all
+from qwqcli.portable import open_to_all, typed_path
 
 __all__ = [
     "Checking", "Chosen", "Event", "Found", "How", "Hub", "Model", "Notice", "Offer", "Policy",
@@ -193,7 +193,7 @@ class Hub:
 
         A name that is `taken` or another model's gets a number.
         """
-        return self._library.adopt(path.expanduser(), taken)
+        return self._library.adopt(typed_path(str(path)), taken)
 
     def unfinished(self, text: str | None = None) -> tuple[Unfinished, ...]:
         """What interrupted pulls have left; only that which `text` means."""

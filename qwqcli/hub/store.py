@@ -37,7 +37,7 @@ from qwqcli.hub.sources import (
     safe_path,
 )
 from qwqcli.hub.spans import Journal, held
-from qwqcli.portable import disk_bytes, is_ours, open_own
+from qwqcli.portable import disk_bytes, is_ours, open_own, typed_path
 
 PARTIAL = ".qwq.incomplete"  # the ending lets `hf cache prune` sweep what is left behind
 LOCK_MODE = 0o664  # as huggingface_hub: people who share a cache wait for each other
@@ -204,7 +204,7 @@ class FolderPlace:
     """
 
     def __init__(self, folder: Path, repo: str, *, locks: Path, notes: Path) -> None:
-        self._folder, self._repo = folder.expanduser(), repo
+        self._folder, self._repo = typed_path(str(folder)), repo
         self._locks, self._notes = locks, notes
 
     def prepare(self, file: RemoteFile) -> None:

@@ -130,7 +130,7 @@ def _begin(chat: Chat, found: Found, opening: Opening) -> None:
     """Go on where the session stands, if there is one."""
     if found:
         session, talk = found
-        chat.begin(replace(session, system=chat.settings.system), talk)
+        chat.begin(replace(session, system=chat.settings.system), talk, session)
         tell_resumed(chat)
     elif opening.latest:
         chat.say("There is no session to continue; this is a new one.")

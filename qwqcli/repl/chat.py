@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from qwqcli.config import Settings, Thinking
 from qwqcli.conversation import Conversation, Turn
 from qwqcli.engine import Engine, Keep
-from qwqcli.errors import ContextFull, QwqError
+from qwqcli.errors import ContextFull, QwqError, StoreError
 from qwqcli.inputs import Attachment
 from qwqcli.interrupt import interruptible
 from qwqcli.markdown import MarkdownStream
-from qwqcli.messages import Event, Message, Order, Room, Stats
+from qwqcli.messages import Event, Message, Order, Room, Stats, Stop
 from qwqcli.render import (
     AskView,
     ChatView,
@@ -204,8 +204,11 @@ class Chat:
                 self.talk = self.talk.at(turn.parent)
                 self.draft, self.attached = turn.question, list(turn.attachments)
             raise
-        except BaseException:  # an engine that is gone, or a bug: what was said stays
-            self._keep(replace(growing.turn, stop="died"))
+        except (
+            BaseException
+        ) as error:  # an engine that is gone, SIGTERM, a bug: what was said stays
+            stop: Stop = "died" if isinstance(error, Exception) else "interrupted"
+            self._keep(replace(growing.turn, stop=stop))
             raise
         self._keep(replace(growing.turn, stop=reply.stop, stats=reply.stats))
         if not growing.turn.answered:
@@ -252,11 +255,15 @@ class Chat:
 
     def save(self, *turns: Turn) -> bool:
         """Bring the session and these turns to disk; False if that failed, which was told."""
+        name, store = self.session.name, self.record.store
+        if name and not self.record.begun and store.taken(name, self.session.id):
+            self.session = replace(self.session, name="")  # or nothing of it could be saved
+            self.complain(StoreError(f"Another session is called '{name}' by now.", "/name OTHER"))
         return self.record.save(self.session, self.talk, *turns)
 
-    def begin(self, session: Session, talk: Conversation) -> None:
-        """Go on with another conversation."""
-        self.record.moved()
+    def begin(self, session: Session, talk: Conversation, known: Session | None = None) -> None:
+        """Go on with another conversation; `known` is its session as it is in the store."""
+        self.record.moved(known)
         self.session, self.talk = session, talk
         self.edited, self.attached = None, []
         self.settings = replace(self.settings, system=session.system)

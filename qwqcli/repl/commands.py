@@ -14,11 +14,13 @@ import qwqcli.repl.thoughts as thoughts
 import qwqcli.repl.turns as turns
 import qwqcli.repl.window as window
 from qwqcli.config import closest
+from qwqcli.conversation import Conversation
 from qwqcli.errors import ContextFull, QwqError
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.completion import Values, models, paths, prompts, sessions, settings, values
 from qwqcli.repl.insert import insert
 from qwqcli.repl.prompt import last_word
+from qwqcli.sessions import Session
 
 # what the hint of an error says on the command line, and what is typed here in its place
 HINTS = {
@@ -57,6 +59,22 @@ def parse(line: str) -> tuple[str, str, str]:
     if slashes == "//":
         return "", "", line.replace("//", "/", 1)
     return name.lower(), argument.strip(), ""
+
+
+def typed_in(session: Session, talk: Conversation) -> Callable[[str], bool]:
+    """Tells of a line of the prompt's history whether it became a part of this session."""
+    questions = {turn.question.strip() for turn in talk.turns}
+
+    def became(line: str) -> bool:
+        name, argument, text = parse(line)
+        if name == "prompt":  # what follows the name of the prompt stands in its text
+            rest = argument.partition(" ")[2].strip()
+            return bool(rest) and any(rest in question for question in questions)
+        if name:
+            return name in ("name", "system") and argument in (session.name, session.system)
+        return text.strip() in questions
+
+    return became
 
 
 def obey(chat: Chat, line: str) -> None:

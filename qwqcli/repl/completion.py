@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from qwqcli import catalog, config
 from qwqcli.errors import UsageError
+from qwqcli.portable import typed_path
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.prompt import last_word
 from qwqcli.repl.window import NAMES
@@ -33,7 +33,7 @@ def paths(chat: Chat, argument: str) -> Iterator[str]:
     folder, _, beginning = typed.replace("\\ ", " ").rpartition("/")
     base = f"{folder}/" if "/" in typed else ""
     try:
-        with os.scandir(Path(base or ".").expanduser()) as entries:
+        with os.scandir(typed_path(base or ".")) as entries:
             found = [
                 entry.name + ("/" if entry.is_dir() else "")
                 for entry in islice(entries, 10_000)

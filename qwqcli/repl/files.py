@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from qwqcli import clipboard, export, inputs
 from qwqcli.errors import QwqError, UsageError
 from qwqcli.inputs import Attachment
 from qwqcli.markdown import code_blocks
+from qwqcli.portable import typed_path
 from qwqcli.render import tokens
 from qwqcli.repl.chat import Chat
 from qwqcli.repl.window import count_files
@@ -26,7 +28,7 @@ def attach(chat: Chat, argument: str) -> None:
         chat.attached = []
     elif argument:
         for word in words(argument):
-            _add(chat, Path(word).expanduser())
+            _add(chat, typed_path(word))
     if not chat.attached:
         chat.say("No files are attached; /file PATH attaches one to the next question.")
         return
@@ -69,9 +71,9 @@ def save(chat: Chat, argument: str) -> None:
     """Write the conversation into a file, in the format that its extension names."""
     if not argument:
         raise UsageError("/save needs a file.", "/save talk.md, .html or .json")
-    path = Path(*words(argument)[:1]).expanduser()
+    path = typed_path(*words(argument)[:1])
     text = export.export(chat.session, chat.talk, path.suffix.lower())
-    if path.exists() and not yes(chat, f"{path} exists. Write over it?"):
+    if os.path.exists(path) and not yes(chat, f"{path} exists. Write over it?"):
         chat.say("Nothing was written.")
         return
     try:
@@ -116,7 +118,7 @@ def yes(chat: Chat, question: str) -> bool:
 
 
 def _add(chat: Chat, path: Path) -> None:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises of a name that is too long
         chat.attached.append(Attachment(str(path), inputs.read_file(path)))
         return
     files = inputs.text_files(path)
@@ -131,12 +133,9 @@ def _path(word: str) -> Path | None:
     """The file that a word means, without the punctuation that may follow it."""
     plain = re.sub(r"\\(.)", r"\1", word)
     for name in (plain, plain.rstrip(".,;:!?)'\"")):
-        path = Path(name).expanduser()
-        try:
-            if name and path.is_file():
-                return path
-        except (OSError, ValueError):  # a name that no file can have
-            continue
+        path = typed_path(name)
+        if name and os.path.isfile(path):  # Path.is_file raises of a name that no file can have
+            return path
     return None
 
 

@@ -12,13 +12,13 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from qwqcli import atomic
 from qwqcli.errors import UsageError
-from qwqcli.terminal import PICTURES, Output, visible
+from qwqcli.terminal import PICTURES, Output, clip, visible
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -35,6 +35,11 @@ LONG_HISTORY = 4_000_000  # bytes; reading that many takes about 0.1 s
 PROMPT = "> "
 REPLY_KEYS = ("c-c", "c-n", "c-o")  # stop, answer now, fold: as prompt_toolkit names them
 QUOTES = '"""'
+SHOWN = 200  # cells of a text that waits where the line cannot hold it
+TTY_LINE = 4096  # bytes of a line with its end: Linux' terminals drop what is more
+CUT = (
+    "[the terminal cut that line at 4,095 bytes: break it with \\, or attach a file: /file PATH]\n"
+)
 
 
 class Prompt(Protocol):
@@ -75,12 +80,21 @@ class PlainPrompt:
 
     def read(self, default: str = "") -> str:
         lines: list[str] = []
+        typed = self._stdin.isatty()
+        if default and typed:
+            draft = clip(" ".join(default.split()), SHOWN)
+            self._out.write(visible(f"{PROMPT}{draft}\n[Enter alone sends this]\n"))
         while True:
-            if self._stdin.isatty():
+            if typed:
                 self._out.write("  " if lines else PROMPT)
             line = self._stdin.readline()
             if not line and not lines:
                 raise EOFError
+            if typed and len(line.encode("utf-8", "replace")) == TTY_LINE:
+                self._out.write(CUT)
+                continue
+            if typed and default and line == "\n" and not lines:
+                return default
             text = line.rstrip("\n")
             whole = "\n".join([*lines, text])
             if line and open_quotes(whole):
@@ -326,14 +340,13 @@ def run_editor(path: str) -> None:
         ) from error
 
 
-def forget(history: Path, texts: Sequence[str]) -> None:
-    """Take what was asked out of the history of the prompt."""
-    gone = {text.encode("utf-8", "replace").decode("utf-8") for text in texts}
+def forget(history: Path, is_gone: Callable[[str], bool]) -> None:
+    """Take every text that is to be gone out of the history of the prompt."""
     try:
         entries = history.read_text(encoding="utf-8", errors="replace").split("\n# ")
     except OSError:
         return
-    kept = [entry for entry in entries if _entry_text(entry) not in gone]
+    kept = [entry for entry in entries if not is_gone(_entry_text(entry))]
     if len(kept) < len(entries):
         atomic.write_text(history, "\n# ".join(kept), mode=0o600)  # only its owner may read it
 

@@ -16,6 +16,7 @@ from qwqcli.messages import Answer, Event, Reasoning
 from qwqcli.sessions import Session, Store
 from qwqcli.terminal import Clock
 
+UNSAVED = "Until that is mended nothing more is saved."
 EVERY_S = 1.0  # how old what is not yet on disk may become during a reply
 
 
@@ -26,7 +27,13 @@ class Record:
         self.store = store
         self._complain = complain
         self._late: dict[int, Turn] = {}  # turns that are not on disk as they are
+        self._known: Session | None = None  # as we last wrote or read it
         self._failing = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the session is in the store."""
+        return self._known is not None
 
     def save(self, session: Session, talk: Conversation, *turns: Turn) -> bool:
         """Write the session and these turns. A session nobody has said anything in is not kept."""
@@ -34,19 +41,24 @@ class Record:
         if not talk.turns:
             return True
         try:
-            self.store.save(session, talk.head, self._late.values())
+            self.store.save(session, talk.head, self._late.values(), self._known)
         except StoreError as error:
             if not self._failing:
-                self._complain(error)
+                self._complain(StoreError(f"{error.message} {UNSAVED}", error.hint))
             self._failing = True
             return False
         self._late.clear()
+        self._known = session
         self._failing = False
         return True
 
-    def moved(self) -> None:
-        """The chat has left its session: what is still late belongs to another one."""
+    def moved(self, known: Session | None = None) -> None:
+        """The chat has gone to another session, `known` if it was read from the store.
+
+        What is still late belongs to the one before.
+        """
         self._late.clear()
+        self._known, self._failing = known, False
 
 
 class Growing:

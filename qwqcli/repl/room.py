@@ -200,4 +200,5 @@ def _go_on_with(chat: Chat, turns: tuple[Turn, ...], waiting: str) -> None:
         talk = branch(whole, [new_turn_id() for _ in turns])
     chat.begin(new_session(chat.settings.model, chat.settings.system, old.id), talk)
     chat.attached, chat.draft = attached, waiting
+    chat.n_ctx = 0  # the figures of its last turn are those of the longer conversation
     chat.save(*talk.turns)

@@ -69,6 +69,7 @@ def branch_off(chat: Chat, argument: str) -> None:
     """Go on in a new session that begins with this conversation; the old one stays as it is."""
     _last(chat)
     old = chat.session
+    _check_name(chat, argument, "")  # the copy cannot have the name of this one either
     ids = [new_turn_id() for _ in chat.talk.path()]
     talk = branch(chat.talk, ids)
     chat.begin(new_session(chat.settings.model, chat.settings.system, old.id), talk)
@@ -81,14 +82,19 @@ def branch_off(chat: Chat, argument: str) -> None:
 def name(chat: Chat, argument: str) -> None:
     """Name the session, or show its name."""
     if argument:
-        old, wanted = chat.session, " ".join(argument.split())
-        if chat.record.store.taken(wanted, old.id):
-            raise UsageError(f"Another session is called '{wanted}'.", f"/name {wanted} 2")
-        chat.session = replace(old, name=wanted)
+        _check_name(chat, argument, chat.session.id)
+        old = chat.session
+        chat.session = replace(old, name=" ".join(argument.split()))
         if not chat.save():
             chat.session = old
             return
     chat.say(f"This is session {chat.session.id}, {chat.session.name or 'without a name'}.")
+
+
+def _check_name(chat: Chat, argument: str, id: str) -> None:
+    name = " ".join(argument.split())
+    if name and chat.record.store.taken(name, id):
+        raise UsageError(f"Another session is called '{name}'.", f"/name {name} 2")
 
 
 def resume(chat: Chat, argument: str) -> None:
@@ -96,7 +102,8 @@ def resume(chat: Chat, argument: str) -> None:
     store = chat.record.store
     width = chat.screen.out.size()[0]
     id = store.find(argument) if argument else pick(store, chat.say, chat.prompt.ask, width)
-    chat.begin(*store.load(id))
+    session, talk = store.load(id)
+    chat.begin(session, talk, session)
     tell_resumed(chat)
 
 

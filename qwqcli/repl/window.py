@@ -22,6 +22,9 @@ AT_START = (
     "gpu_layers",
     "kv",
     "flash_attn",
+    "device",
+    "prefer",
+    "margin_gb",
     "display",
     "editing",
 )
