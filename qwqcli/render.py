@@ -179,7 +179,8 @@ def stop_line(reply: Reply, max_tokens: int | None) -> str:
         cure = "; a larger --max-tokens gives it room" if unanswered else ""
         return f"[cut at --max-tokens {limit:,}{thought}{cure}]"
     if reply.stop == "context":
-        used = stats.prompt_tokens + stats.generated_tokens
+        # the last one did not go in any more
+        used = stats.prompt_tokens + stats.generated_tokens - 1
         cure = "a larger --ctx or a shorter conversation gives it room"
         return f"[the context of {used:,} tokens is full{thought}; {cure}]"
     if reply.stop == "died":

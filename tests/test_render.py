@@ -304,7 +304,7 @@ STOPS: list[tuple[Stop, str, str, str]] = [
         "context",
         "thought",
         "4",
-        "[the context of 383 tokens is full; a larger --ctx or a shorter conversation"
+        "[the context of 382 tokens is full; a larger --ctx or a shorter conversation"
         " gives it room]",
     ),
     ("died", "", "4", "[the engine died; ask again to start it anew]"),
