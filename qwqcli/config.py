@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -169,9 +171,10 @@ def write(path: Path, name: str, value: Any) -> None:
 
     wanted = {**read_file(path), name: value}
     line = f"{name}: {json.dumps(value, ensure_ascii=False)}"  # JSON's scalars are YAML
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    pattern = re.compile(rf"^{name}[ ]*:[^\n#]*?(?=[ ]*(?:#[^\n]*)?$)", re.MULTILINE)
-    text, changed = pattern.subn(lambda _: line, text, count=1)
+    text = path.read_bytes().decode("utf-8") if path.exists() else ""
+    windows = "\r\n" in text
+    text = text.replace("\r\n", "\n")
+    text, changed = _line_of(name).subn(lambda _: line, text, count=1)
     if not changed:
         text += ("" if not text or text.endswith("\n") else "\n") + line + "\n"
     try:
@@ -179,8 +182,16 @@ def write(path: Path, name: str, value: Any) -> None:
     except UsageError:  # what is left of a text of several lines
         done = False
     if not done:
-        raise UsageError(f"{name} stands in {path} in more than one line.", "qwq config edit")
-    write_text(path, text)
+        raise UsageError(
+            f"{name} does not stand in {path} as one line, `{name}: value`.", "qwq config edit"
+        )
+    write_text(path, text.replace("\n", "\r\n") if windows else text)
+
+
+def _line_of(name: str) -> re.Pattern[str]:
+    """The line of one setting up to its comment, which begins with a blank and a #."""
+    value = r'"(?:\\.|[^"\\\n])*"|\'(?:\'\'|[^\'\n])*\'|[^\n]*?'
+    return re.compile(rf"^{name}[ ]*:[ ]*(?:{value})(?=[ ]*$|[ ]+#[^\n]*$)", re.MULTILINE)
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,9 +200,14 @@ def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the settings file as a whole; half of it is never there. Raises UsageError."""
+    """Replace the settings file as a whole; half of it is never there. Raises UsageError.
+
+    Where its name is a link, the file that it leads to; who may read it stays as it was.
+    """
     try:
-        atomic.write_text(path, text)
+        file = Path(os.path.realpath(path))
+        mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else 0o644
+        atomic.write_text(file, text, mode)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
 
@@ -270,6 +286,10 @@ def _budget(value: Any, source: str) -> str:
 
 def _number_or_text(name: str, value: Any, kind: type, source: str) -> Any:
     if kind is str:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UsageError(
+                f"{source} sets {name} to {value!r}, which is not a text.", f'{name}: "a text"'
+            )
         return str(value)
     if isinstance(value, bool):
         raise UsageError(f"{source} sets {name} to {value!r}, which is not a number.")

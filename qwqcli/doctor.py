@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +75,9 @@ def anonymous(check: Check) -> Check:
 
 def _anonymous(text: str) -> str:
     with contextlib.suppress(RuntimeError):  # no home folder
-        text = text.replace(str(Path.home()), "~")
+        home = str(Path.home())
+        if home != os.sep:
+            text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     with contextlib.suppress(OSError, KeyError):  # no user
         name = re.escape(getpass.getuser())
         text = re.sub(rf"(?<=/){name}(?=[/\s]|$)", "<user>", text)
@@ -98,7 +101,9 @@ def _check_engine(seen: Seen) -> Check:
     detail = f"llama-cpp-python {seen.engine}"
     if seen.machine.problems:
         why = "; ".join(seen.machine.problems)
-        return Check("engine", "fail", f"{detail}: {why}", selfcheck.REINSTALL)
+        remote = "RPC server" in why  # that is none of the build's faults
+        fix = "Start the server, or leave out --rpc" if remote else selfcheck.REINSTALL
+        return Check("engine", "fail", f"{detail}: {why}", fix)
     return Check("engine", "pass", f"{detail}, built for {', '.join(seen.machine.backends)}")
 
 

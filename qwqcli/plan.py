@@ -212,11 +212,18 @@ def _with_compute(plan: Plan, compute: Mapping[str, int]) -> Plan:
     return replace(plan, devices=shares, compute_source="dry load", reasons=(*reasons, said))
 
 
-def with_measurement(plan: Plan, prompt_tps: float | None, generation_tps: float) -> Plan:
-    """`plan` with tokens per second that were measured in place of those that were predicted."""
+def with_measurement(
+    plan: Plan, prompt_tps: float | None, generation_tps: float, how: str = ""
+) -> Plan:
+    """`plan` with tokens per second that were measured in place of those that were predicted.
+
+    `how` says with which settings, if they were not those of the plan.
+    """
     speed = Predicted(prompt_tps, generation_tps, measured=True)
     reasons = tuple(r for r in plan.reasons if not r.startswith((_PREDICTED, _UNPREDICTED)))
-    return replace(plan, predicted=speed, reasons=(*reasons, _speed_sentence(_MEASURED, speed)))
+    return replace(
+        plan, predicted=speed, reasons=(*reasons, _speed_sentence(_MEASURED + how, speed))
+    )
 
 
 # --- another context ---------------------------------------------------------------------------

@@ -160,17 +160,22 @@ def folders(paths: Paths) -> tuple[Path, Path]:
 
 def load(places: Sequence[Path]) -> Library:
     """Read and check every prompt in these folders. Raises UsageError."""
+    files = [path for folder in places for path in sorted(folder.glob("*.yaml"))]
+    return load_files(files)
+
+
+def load_files(files: Sequence[Path]) -> Library:
+    """Read and check every prompt in these files. Raises UsageError, also for an id given twice."""
     seen: dict[str, Prompt] = {}
-    for folder in places:
-        for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
-            for prompt in read_file(path):
-                if prompt.id in seen:
-                    raise UsageError(
-                        f"{prompt.place}: id: '{prompt.id}' is already the id of a prompt in"
-                        f" {seen[prompt.id].place}.",
-                        "Give one of them another id",
-                    )
-                seen[prompt.id] = prompt
+    for path in files:
+        for prompt in read_file(path):
+            if prompt.id in seen:
+                raise UsageError(
+                    f"{prompt.place}: id: '{prompt.id}' is already the id of a prompt in"
+                    f" {seen[prompt.id].place}.",
+                    "Give one of them another id",
+                )
+            seen[prompt.id] = prompt
     return Library(list(seen.values()))
 
 
@@ -434,6 +439,9 @@ def _check_answer(read: _Reader, prompt: Prompt) -> None:
     if prompt.recall:
         if prompt.kind or prompt.expected is not None:
             raise read.error("recall", "its answer is made with it: leave out expected, checker.")
+        if prompt.language not in recall.LANGUAGES:
+            known = " and ".join(recall.LANGUAGES)
+            raise read.error("language", f"of recall must be one of {known}.")
         return
     if not prompt.kind:
         if prompt.expected is not None:

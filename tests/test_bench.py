@@ -32,7 +32,7 @@ from qwqcli.errors import EngineError, NoRoom, UsageError
 from qwqcli.gguf import read_file_header
 from qwqcli.hardware import System, known_machine
 from qwqcli.layout import Want
-from qwqcli.plan import make_plan
+from qwqcli.plan import Plan, make_plan
 
 SMALL = ("-p", "32", "-n", "8", "-d", "0,256", "-r", "2", "--no-chat")
 
@@ -412,6 +412,28 @@ def test_measured_speeds_replace_predictions(tmp_path: Path) -> None:
     assert found.predicted.prompt_tps == pytest.approx(50.0)
     other = make_plan(quants.model_info(quants.BY_NAME["q6_k"]), known_machine("cpu-64"), Want())
     assert history.with_measured(other, tmp_path) == other
+
+
+def test_speeds_of_other_settings_are_not_taken_for_the_plans(tmp_path: Path) -> None:
+    """A later run with one thread does not replace that with the plan's; alone, it is named."""
+    info = quants.model_info(quants.BY_NAME["q4_k_m"])
+    plan = make_plan(info, known_machine("cpu-64"), Want())
+    flash = report.FLASH[plan.flash_attn]
+
+    def rows(ns: int, **more: object) -> tuple[Row, ...]:
+        tests = (bench.Test(0, 32, 0), bench.Test(0, 32, 10_000))
+        return tuple(row(test, (ns,), **more) for test in tests)
+
+    other = rows(3_200_000_000, n_threads=1, flash_attn=1)
+    history.keep(replace(a_report("20261122-090001-aaaa"), tests=other), tmp_path)
+    found = history.with_measured(plan, tmp_path)
+    assert isinstance(found, Plan)
+    assert "qwq bench with 1 thread, flash attention on: about 10.0" in found.reasons[-1]
+    own = rows(1_600_000_000, n_threads=plan.threads, flash_attn=flash)
+    history.keep(replace(a_report("20261122-090000-aaaa"), tests=own), tmp_path)
+    found = history.with_measured(plan, tmp_path)
+    assert isinstance(found, Plan)
+    assert "Measured by qwq bench: about 20.0" in found.reasons[-1]
 
 
 def test_every_published_figure_has_a_source() -> None:

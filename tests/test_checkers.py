@@ -77,6 +77,8 @@ WRONG_NUMBERS = [
     ("2", "H2"),
     ("1", "第一"),
     ("5", "50%"),
+    ("25%", "2500%"),
+    ("25%", "25 hundred percent of nothing, so 2500 percent"),
 ]
 
 

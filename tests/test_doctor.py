@@ -192,6 +192,10 @@ def test_a_report_does_not_name_the_person(monkeypatch: pytest.MonkeyPatch) -> N
     check = Check("x", "fail", "/home/ada/models and /media/ada/disk, ada or Canada", "ls /srv/ada")
     assert anonymous(check).detail == "~/models and /media/<user>/disk, ada or Canada"
     assert anonymous(check).fix == "ls /srv/<user>"
+    other = Check("x", "fail", "/home/ada-data, /home/ada.old and /home/ada: '/home/ada'", "")
+    assert anonymous(other).detail == "/home/ada-data, /home/ada.old and ~: '~'"
+    monkeypatch.setattr(Path, "home", lambda: Path("/"))
+    assert anonymous(Check("x", "fail", "/proc/meminfo", "")).detail == "/proc/meminfo"
 
 
 def test_a_disk_that_hangs_is_an_answer() -> None:

@@ -103,6 +103,23 @@ BAD = {  # what is wrong: (the file, the line that is told, what is told)
         7,
         "recall",
     ),
+    "an option absent": (item(expected="x == 1", checker="code"), 9, "entry"),
+    "without of nothing": (
+        item(expected="[a]", checker="{contains: {without: ['']}}"),
+        9,
+        "without must be",
+    ),
+    "recall in another language": (
+        item(
+            language="de",
+            text="",
+            expected="",
+            checker="",
+            recall="{tokens: 500, needles: 1}",
+        ),
+        6,
+        "en and zh",
+    ),
     "recall with expected": (item(text="", recall="{tokens: 500, needles: 1}"), 9, "recall"),
 }
 
@@ -114,6 +131,16 @@ def test_bad_files_are_refused(case: str, tmp_path: Path) -> None:
     message = refused(written(tmp_path, text))
     assert told in message or case in ("unknown key", "unknown setting")
     assert f"line {line}:" in message
+
+
+def test_an_id_is_given_once(tmp_path: Path) -> None:
+    """Within one file as well as between two, also when they are only checked."""
+    one, other = written(tmp_path, item(), "one.yaml"), written(tmp_path, item(), "two.yaml")
+    assert len(prompts.load_files([one])) == 1
+    with pytest.raises(UsageError, match="already the id"):
+        prompts.load_files([one, other])
+    with pytest.raises(UsageError, match="already the id"):
+        prompts.load([tmp_path])
 
 
 def test_not_utf8_and_too_large(tmp_path: Path) -> None:

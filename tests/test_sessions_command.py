@@ -170,6 +170,40 @@ def test_config_set_keeps_the_rest_of_the_file(run: Run, environ: dict[str, str]
     assert file.read_text() == expected
 
 
+def test_config_set_changes_a_line_and_nothing_else(
+    run: Run, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """A # within the text, line ends of Windows, who may read the file, and a link to it stay."""
+    file, real = config.paths(environ).settings_file, tmp_path / "dotfiles" / "qwq.yaml"
+    file.parent.mkdir(parents=True)
+    real.parent.mkdir()
+    real.write_bytes(b"# mine\r\nseed: 7   # lucky\r\n")
+    real.chmod(0o600)
+    file.symlink_to(real)
+    for text in ("a: b # c", "I like C#", 'it\'s "quoted" #1', "x"):
+        assert run("config", "set", "system", text).code == 0
+        assert config.read_file(file)["system"] == text
+    assert real.read_bytes() == b'# mine\r\nseed: 7   # lucky\r\nsystem: "x"\r\n'
+    assert file.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    for plain in ("system: I like C# # and more\n", "system: 'it''s # 1' # and more\n"):
+        file.write_text(plain)
+        assert run("config", "set", "system", "x").code == 0
+        assert file.read_text() == 'system: "x" # and more\n'
+
+
+@pytest.mark.parametrize("line", ["system:", "model:", "system: [a, b]", "device: {a: b}"])
+def test_a_text_that_is_none_is_refused(run: Run, environ: dict[str, str], line: str) -> None:
+    """An empty line of the file must not become the word None in a prompt."""
+    file = config.paths(environ).settings_file
+    file.parent.mkdir(parents=True)
+    file.write_text(f"{line}\n")
+    shown = run("config", "show")
+    assert (shown.code, "which is not a text" in shown.err) == (2, True)
+    file.write_text('system: ""\n')
+    assert run("config", "show").code == 0
+
+
 def test_config_edit_begins_with_every_default(
     run: Run, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from qwqcli.engine import EngineSpec, never, tuned
 from qwqcli.engine.probe import Probe
 from qwqcli.engine.process import open_engine, stock_spec
 from qwqcli.engine.tuned import Tuned
-from qwqcli.errors import EngineError
+from qwqcli.errors import EngineError, UsageError
 from qwqcli.gguf import read_file_header
 from qwqcli.hardware import known_machine
 from qwqcli.layout import Split, Want
@@ -303,6 +303,30 @@ def test_slow_machines_measure_less(speed: float, n_prompt: int, n_gen: int, tin
     assert mix.n_ctx <= info.n_ctx_train
 
 
+def test_a_context_that_is_too_short_is_refused(tiny: Path) -> None:
+    """Before anything is measured: there would be no room for the prompt that is judged."""
+    info = read_file_header(tiny)
+    plan = make_plan(info, known_machine("cpu-64"))
+    for n_ctx in (256, 545, tune.LEAST_CONTEXT - 1):
+        with pytest.raises(UsageError, match="too short to tune"):
+            tune.sized(replace(plan, n_ctx=n_ctx), info)
+    assert tune.sized(replace(plan, n_ctx=tune.LEAST_CONTEXT), info).depths[0] == 0
+
+
+def test_a_plan_that_keeps_v_in_f16_is_measured_so() -> None:
+    """K in q8_0 without flash attention: V cannot be quantized, and a search must not try it."""
+    info = quants.model_info(quants.BY_NAME["q4_k_m"])
+    plan = make_plan(info, known_machine("cpu-32"))
+    assert (plan.type_k, plan.type_v) == ("q8_0", "f16")
+    spec = EngineSpec("qwq.gguf")
+    for setting in (tune.own_setting(plan, spec), tune.default_setting(plan, spec)):
+        assert setting.placement()["type_k"] == "q8_0"
+        assert setting.placement()["type_v"] == "f16"
+        assert tune.words(setting)["kv"] == "q8_0/f16"
+        tried = [one for axis in SPACE.along(setting) for one in axis]
+        assert {one.placement()["type_v"] for one in tried} == {"f16"}
+
+
 # --- what is kept ------------------------------------------------------------------------------
 
 KEPT = Tuned("2026-11-22", flash_attn="on", n_batch=256, why=("flash attention on: +10% prompt",))
@@ -474,9 +498,10 @@ def test_tune_for_real(model: Path, environ: dict[str, str]) -> None:
 
 def test_no_budget_measures_nothing(environ: dict[str, str]) -> None:
     """A budget that is none is a slip."""
-    done = qwq("tune", "--budget", "0", environ=environ)
-    assert done.code == 2
-    assert "--budget 180" in done.err
+    for budget in ("0", "nan", "inf"):
+        done = qwq("tune", "--budget", budget, environ=environ)
+        assert done.code == 2
+        assert "--budget 180" in done.err
 
 
 def test_a_child_that_dies_is_replaced(tiny: Path) -> None:

@@ -9,12 +9,12 @@ before it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from qwqcli import atomic, costs
-from qwqcli.bench.report import Report, Row, from_json, to_json
+from qwqcli.bench.report import FLASH, Report, Row, from_json, to_json
 from qwqcli.engine.selfcheck import fingerprint
 from qwqcli.errors import QwqError, UsageError
 from qwqcli.plan import Option, Plan, with_measurement
@@ -67,7 +67,8 @@ def find(data: Path, name: str) -> Report:
 def with_measured(found: Plan | Sequence[Option], data: Path) -> Plan | list[Option]:
     """`found` with speeds that were measured here, where there are any, for what was predicted.
 
-    They count for the same model and quantization, build of llama.cpp, layers on the GPU and KV.
+    They count for the same model and quantization, build of llama.cpp, layers on the GPU and KV;
+    runs with the plan's threads and flash attention before others, of which it is said.
     """
     here = fingerprint()
     reports = [report for report in listed(data)[0] if report.setup.engine_build == here]
@@ -81,18 +82,35 @@ def with_measured(found: Plan | Sequence[Option], data: Path) -> Plan | list[Opt
 
 def _plan_with(plan: Plan, reports: Sequence[Report]) -> Plan:
     """With the newest run that fits."""
+    same = _measured(plan, reports, lambda row: _how(row) == (plan.threads, FLASH[plan.flash_attn]))
+    return same or _measured(plan, reports, lambda row: True) or plan
+
+
+def _how(row: Row) -> tuple[int, int]:
+    return row.n_threads, row.flash_attn
+
+
+def _measured(plan: Plan, reports: Sequence[Report], fits: Callable[[Row], bool]) -> Plan | None:
+    """With the newest run whose rows fit; all of them were measured with the same settings."""
     for report in reversed(reports):
         rows = [
             row
             for row in report.tests
-            if (row.n_gpu_layers, row.type_k) == (plan.gpu_layers, plan.type_k)
+            if (row.n_gpu_layers, row.type_k) == (plan.gpu_layers, plan.type_k) and fits(row)
         ]
         thinking = thinking_tps(rows, min(costs.THOUGHT, plan.n_ctx) // 2)
         name = f"{report.setup.model_name} {report.setup.quantization}".strip()
         if thinking and name == plan.model:
             prompts = [row.speed.mean for row in rows if row.n_prompt and not row.n_depth]
-            return with_measurement(plan, prompts[0] if prompts else None, thinking)
-    return plan
+            how = "" if _how(rows[0]) == (plan.threads, FLASH[plan.flash_attn]) else _said(rows[0])
+            return with_measurement(plan, prompts[0] if prompts else None, thinking, how)
+    return None
+
+
+def _said(row: Row) -> str:
+    flash = next(word for word, number in FLASH.items() if number == row.flash_attn)
+    threads = "thread" if row.n_threads == 1 else "threads"
+    return f" with {row.n_threads} {threads}, flash attention {flash}"
 
 
 def thinking_tps(rows: Sequence[Row], depth: int) -> float | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import os
 import statistics
 import time
@@ -50,6 +51,7 @@ KV_GAIN = 0.10  # what a less precise KV cache must be faster by
 NOT_SLOWER = 0.98  # of the speed before, at anything that is judged
 FAMILY = 3  # ways of one kind to deal the layers that are tried at most
 ROUNDS = (3, 8)  # of the proof: at least, at most
+LEAST_CONTEXT = 1024  # tokens: for the prompt, and some to generate
 PIECE_S = 3.0  # aimed at for each part of a measurement
 
 
@@ -63,6 +65,7 @@ class Setting:
     n_batch: int
     kv: KV
     split: Split | None = None  # None: as planned
+    type_v: KV | None = None  # of V where it is not `kv`: it stays in f16 without flash attention
 
     @property
     def load(self) -> tuple[bool, Split | None]:
@@ -71,7 +74,7 @@ class Setting:
 
     def placement(self) -> dict[str, Any]:
         """Fields of native.Placement that a context takes."""
-        kv = {"type_k": self.kv, "type_v": self.kv}
+        kv = {"type_k": self.kv, "type_v": self.type_v or self.kv}
         return {"flash_attn": self.flash_attn, "n_batch": self.n_batch, **kv}
 
 
@@ -318,9 +321,10 @@ def explained(winner: Setting, other: Setting, proof: Proof, depths: Sequence[in
 
 def words(setting: Setting) -> dict[str, str]:
     """Its values as a person types them."""
-    found = {field.name: getattr(setting, field.name) for field in fields(Setting)}
+    kv = f"{setting.kv}/{setting.type_v}" if setting.type_v else setting.kv
     return {
-        **{name: str(value) for name, value in found.items()},
+        **{name: str(getattr(setting, name)) for name in NAMES},
+        "kv": kv,
         "extra_bufts": "on" if setting.extra_bufts else "off",
         "split": "as planned" if setting.split is None else _dealt_as(setting.split),
     }
@@ -415,7 +419,14 @@ class Bench:
 
 
 def sized(plan: Plan, info: ModelInfo) -> drill.Mix:
-    """A mix that takes a few seconds by what is predicted, and fits the model."""
+    """A mix that takes a few seconds by what is predicted, and fits the model.
+
+    Raises UsageError where the context is too short for it.
+    """
+    if plan.n_ctx < LEAST_CONTEXT:
+        raise UsageError(
+            f"A context of {plan.n_ctx:,} tokens is too short to tune with.", "qwq tune --ctx 4096"
+        )
     speed = plan.predicted
     prompt = int(PIECE_S * (speed.prompt_tps or PROMPT))
     prompt = min(max(prompt // 32 * 32, 32), PROMPT)
@@ -437,7 +448,7 @@ def tune(
 
     Raises UsageError for a budget that is none, and what planning and loading raise.
     """
-    if budget_s <= 0:
+    if not 0 < budget_s < math.inf:
         raise UsageError(f"A budget of {budget_s:g} s measures nothing.", "--budget 180")
     began = clock()
     info = read_file_header(path)
@@ -550,12 +561,15 @@ def _scaled(counts: tuple[int, ...], total: int) -> tuple[int, ...]:
 
 def own_setting(plan: Plan, spec: EngineSpec) -> Setting:
     """What we take without tuning."""
-    return Setting(plan.threads, plan.flash_attn, spec.extra_bufts, plan.n_batch, plan.type_k)
+    return Setting(
+        plan.threads, plan.flash_attn, spec.extra_bufts, plan.n_batch, plan.type_k,
+        type_v=plan.type_v if plan.type_v != plan.type_k else None,
+    )  # fmt: skip
 
 
 def default_setting(plan: Plan, spec: EngineSpec) -> Setting:
     """llama.cpp's own defaults, where they work: flash attention auto, micro-batches of 512."""
-    return Setting(plan.threads, "auto", spec.extra_bufts, 512, plan.type_k)
+    return replace(own_setting(plan, spec), flash_attn="auto", n_batch=512)
 
 
 def _tuned(best: Setting, own: Setting, proof: Proof, depths: Sequence[int]) -> Tuned:

@@ -61,6 +61,10 @@ def make(kind: str, expected: Any, options: Mapping[str, Any]) -> Checker:
             raise ValueError(f"{name} must be true or false")
         if fields[name].type == "Mapping[str, str]" and not isinstance(value, dict):
             raise ValueError(f"{name} must be lines like `name: value`")
+    for name, needed in fields.items():
+        absent = (needed.default, needed.default_factory) == (dataclasses.MISSING,) * 2
+        if absent and name not in ("expected", *options):
+            raise ValueError(f"{kind} needs {name}")
     # YAML reads 4 as a number where a text is meant; the annotations of these classes are texts
     texts = {name: str(v) if fields[name].type == "str" else v for name, v in options.items()}
     if fields["expected"].type == "str":

@@ -73,6 +73,7 @@ class Read:
     behind: str
     start: int
     end: int
+    percent: bool = False  # it was written as a percentage; the value is not one
 
 
 def clean(text: str) -> str:
@@ -135,7 +136,13 @@ def _in_digits(text: str) -> Iterator[Read]:
     for match in _NUMBER.finditer(text):
         value = _value(match)
         if value is not None:
-            yield Read(value, text[match.end() : match.end() + 40], match.start(), match.end())
+            yield Read(
+                value,
+                text[match.end() : match.end() + 40],
+                match.start(),
+                match.end(),
+                bool(match["percent"]),
+            )
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -192,7 +199,7 @@ def _in_chinese(text: str) -> Iterator[Read]:
             continue
         value = _chinese_value(match)
         if value is not None:
-            yield Read(value, behind, match.start(), match.end())
+            yield Read(value, behind, match.start(), match.end(), bool(match["percent"]))
 
 
 def _chinese_value(match: re.Match[str]) -> Fraction | None:
@@ -250,7 +257,8 @@ def _in_english(text: str) -> Iterator[Read]:
         value = Fraction(_english_value(re.findall("[a-z]+", match["words"].lower())))
         value /= 100 if match["percent"] else 1
         behind = text[match.end() : match.end() + 40]
-        yield Read(-value if match["minus"] else value, behind, match.start(), match.end())
+        value = -value if match["minus"] else value
+        yield Read(value, behind, match.start(), match.end(), bool(match["percent"]))
 
 
 def _english_value(words: list[str]) -> int:
@@ -296,7 +304,8 @@ class Number:
             return Verdict(False, "", "there is no number in the answer")
         value = found.value * self._factor(found.behind)
         shown = _shown(value)
-        if any(abs(value - right) <= self._allowed(right) for right in self._right()):
+        rights = self._right()[: 1 if found.percent else 2]  # 2500% is not 25 %
+        if any(abs(value - right) <= self._allowed(right) for right in rights):
             return Verdict(True, shown)
         return Verdict(False, shown, f"expected {self.expected}")
 

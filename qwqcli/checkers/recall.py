@@ -60,6 +60,7 @@ def make(tokens: int, needles: int, seed: int, language: str = "en") -> Recall:
     return Recall(text, tuple(f"E{code}" for code in right), tuple(f"E{code}" for code in wrong))
 
 
+LANGUAGES = ("en", "zh")
 _ASK = {
     "en": (
         "Below is the reference of a web service. Find every cause of the HTTP status 422 in it and"

@@ -118,7 +118,8 @@ class Contains:
         points = self.expected if isinstance(self.expected, list) else None
         if not points or not all(wordings(point) for point in points):
             raise ValueError("expected must be a list of points, each a text or a list of texts")
-        if not isinstance(self.without, list | tuple):
+        listed = isinstance(self.without, list | tuple)
+        if not listed or not all(len(wordings(text)) == 1 for text in self.without):
             raise ValueError("without must be a list of texts")
 
     def judge(self, answer: str) -> Verdict:

@@ -141,10 +141,7 @@ def check(
 
     env: Env = ctx.obj
     paths = config.paths(env.environ)
-    if files:
-        found = [prompt for file in files for prompt in prompts.read_file(file)]
-    else:
-        found = list(prompts.library(paths))
+    found = list(prompts.load_files(files) if files else prompts.library(paths))
     judged = sum(prompt.judged for prompt in found)
     out = Output(env.stdout, env.environ)
     out.write(f"{len(found)} prompts are sound, {judged} of them have an answer to check.\n")

@@ -52,7 +52,12 @@ class Journal:
         if len(whole) < len(data):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
-        return [_outcome(json.loads(line)) for line in whole.splitlines()]
+        try:
+            return [_outcome(json.loads(line)) for line in whole.splitlines()]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"The run {self.name} cannot be read: {path} is damaged.", f"Remove {self.folder}"
+            ) from error
 
     def add(self, outcome: Outcome) -> None:
         """Write one outcome; it is there after a kill, too."""
