@@ -439,6 +439,65 @@ def test_a_pull_to_a_folder_that_stopped_is_listed_and_goes_on(
     assert list(folder.iterdir()) == []
 
 
+def test_rm_takes_what_was_named_and_nothing_else(
+    world: World, person: dict[str, str], tmp_path: Path
+) -> None:
+    """No name is no model; the label of a leftover is not the model that came another way."""
+    qwq("pull", "q4_k_m", environ=person)
+    for name in ("", " "):
+        assert qwq("rm", name, "--yes", environ=person).code == 2
+    interrupted_pull(world, after=300_000, to=tmp_path / "else", reuse=False)
+    assert "unfinished" in qwq("rm", f"{QWEN}:{FILE}", "--yes", environ=person).out
+    assert world.hub().unfinished() == ()
+    assert world.hub().find("q4_k_m") is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("name", None), ("name", 5), ("paths", []), ("size", "x"), ("license", 7), ("how", [])],
+)
+def test_a_damaged_receipt_hides_one_model_only(
+    world: World, person: dict[str, str], key: str, value: object
+) -> None:
+    """The others are listed, also as JSON."""
+    qwq("pull", "q4_k_m", environ=person)
+    world.server.add("some/other", {"x-Q8_0.gguf": world.data})
+    qwq("pull", "some/other:Q8_0", environ=person)
+    (receipt,) = (world.home / "qwq-data" / "models").glob("Qwen*.json")
+    receipt.write_text(json.dumps({**json.loads(receipt.read_text()), key: value}))
+    assert "some/other" in qwq("list", environ=person).out
+    models = json.loads(qwq("list", "--json", environ=person).out)["models"]
+    assert ("some/other:Q8_0", "qwq") in [(model["name"], model["owner"]) for model in models]
+
+
+def test_a_login_in_a_source_is_kept_nowhere(
+    world: World, person: dict[str, str], tmp_path: Path
+) -> None:
+    """Neither on the screen nor in a receipt."""
+    source = world.server.url.replace("://", "://bob:hunter2@")
+    done = qwq("pull", "q4_k_m", "--source", source, environ=person)
+    assert done.code == 0, done.err
+    assert "hunter2" not in done.out + done.err + qwq("show", "q4_k_m", environ=person).out
+    kept = [path.read_bytes() for path in world.home.rglob("*") if path.is_file()]
+    assert not any(b"hunter2" in content for content in kept)
+
+
+@pytest.mark.parametrize("what", ["https://[bad/", "http://[x"])
+def test_what_is_no_address_is_told(person: dict[str, str], what: str) -> None:
+    """An error in one line, whatever is done with it."""
+    for command in (("pull", what), ("rm", what, "-y"), ("show", what), ("plan", what)):
+        assert qwq(*command, environ=person).code == 2
+
+
+def test_offline_brings_nothing_elsewhere(person: dict[str, str], tmp_path: Path) -> None:
+    """What is in the cache is not what was asked for with --to or --revision."""
+    qwq("pull", "q4_k_m", environ=person)
+    assert qwq("pull", "q4_k_m", "--offline", environ=person).code == 0
+    for more in (("--to", str(tmp_path / "x")), ("--revision", "other")):
+        done = qwq("pull", f"{QWEN}:Q4_K_M", "--offline", *more, environ=person)
+        assert (done.code, "offline" in done.err.lower()) == (4, True), done.err
+
+
 def test_rm_leaves_what_is_not_ours(person: dict[str, str], tmp_path: Path) -> None:
     """Another tool's model, the built-in one and a name of nobody are errors."""
     path = tmp_path / ".cache/llama.cpp/other-Q8_0.gguf"

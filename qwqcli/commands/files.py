@@ -72,7 +72,8 @@ def pull(
     again = [word for flag, value in flags.items() if value for word in (flag, str(value))]
     try:
         with only_once(), contextlib.closing(view):
-            end = _here(hub, what) if hub.offline else None
+            here = hub.offline and not (to or source or revision)
+            end = _here(hub, what) if here else None
             if end is None:
                 view.wait("Asking the hub what there is")
                 if what is not None:
@@ -159,7 +160,11 @@ def rm(
     env: Env = ctx.obj
     screen = Screen(env.stdout, env.stderr, env.environ)
     hub = Hub(env.environ)
+    if not model.strip():
+        raise UsageError("There is no model without a name to remove.", "qwq list")
     found, left = hub.find(model), hub.unfinished(model)
+    if any(item.label.lower() == model.lower() for item in left):
+        found = None  # that is how the list calls what a pull has left, and no model
     if found is not None:
         if found.ours and not yes:
             confirm(env, f"Remove {found.name}, {size(found.size)}?", f"qwq rm {model} -y")

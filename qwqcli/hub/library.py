@@ -17,7 +17,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,14 +272,15 @@ def _is_qwq(model: Model) -> bool:
 
 
 def _read(path: Path) -> Model | None:
-    """The model of a receipt; None if the file is none."""
+    """The model of a receipt; None if the file is none, or damaged."""
     try:
         values = json.loads(path.read_bytes())
         paths = tuple(Path(part) for part in values.pop("paths"))
         values["sha256"], values["how"] = tuple(values["sha256"]), tuple(values["how"])
-        if len(values["how"]) != len(paths):
-            return None
-        return Model(**{**values, "paths": paths})
+        model = Model(**{**values, "paths": paths})
+        texts = [getattr(model, field.name) for field in fields(Model) if field.type == "str"]
+        sound = all(isinstance(text, str) for text in texts) and isinstance(model.size, int)
+        return model if sound and paths and len(model.how) == len(paths) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

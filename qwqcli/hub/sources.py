@@ -153,6 +153,10 @@ def source_of(text: str, environ: Mapping[str, str]) -> Source:
     }
     url = known.get(text.lower(), text).rstrip("/")
     url = url if "://" in url else f"https://{url}"
+    # a login in it would be of no use, and stand in receipts and on the screen
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    url = f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
     try:
         named = host(checked_url(url))
     except NetworkError:
@@ -402,7 +406,10 @@ def _without_host(text: str) -> tuple[str, str]:
         text = f"https://{text}"
     if "://" not in text:
         return "", text
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise UsageError(f"'{text}' is not a web address.", "qwq pull OWNER/REPO:QUANT") from None
     path = parts.path.strip("/").removeprefix("models/")
     known = {"hf.co": "hf", "huggingface.co": "hf"}
     name = (parts.hostname or "").removeprefix("www.")

@@ -193,6 +193,9 @@ class CachePlace:
         path = self.folder / "refs" / ("main" if foreign else safe_path(revision))
         if revision == self._offer.commit or (foreign and path.exists()):
             return
+        with contextlib.suppress(OSError):  # right already, maybe in a cache that is not ours
+            if path.read_bytes() == self._offer.commit.encode():
+                return
         real_folder(self._root, path.parent)
         write_file(path, self._offer.commit.encode())
 
