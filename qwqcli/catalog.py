@@ -47,8 +47,8 @@ def resolve(name: str, environ: Mapping[str, str] = os.environ) -> ModelRef:
         model = _latest(environ)
         if model is None and name == AUTO:
             return ModelRef(BUILT_IN, model_path())
-    elif os.path.isfile(typed_path(name)):
-        return ModelRef(Path(name).stem, typed_path(name))
+    elif os.path.isfile(path := typed_path(name)):
+        return ModelRef(path.stem, path)
     else:
         model = _hub(environ).find(name)
     if model is not None:

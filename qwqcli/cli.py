@@ -29,7 +29,7 @@ from qwqcli.commands import (
     talk,
 )
 from qwqcli.errors import INTERRUPTED, ClosedPipe, LostOutput, QwqError, UsageError
-from qwqcli.terminal import Output
+from qwqcli.terminal import Output, output_errors
 
 __all__ = ["Env", "main"]
 # Imported for the commands that they add; --help lists them in this order.
@@ -54,8 +54,9 @@ def main(argv: Sequence[str] | None = None, env: Env | None = None) -> int:
     try:
         wanted = _only(sys.argv[1:] if argv is None else argv)
         result: Any = wanted(args=argv, prog_name="qwq", standalone_mode=False, obj=env)
-        for stream in (env.stdout, env.stderr):
-            Output(stream, env.environ).flush()
+        with output_errors():
+            env.stdout.flush()
+            env.stderr.flush()
     except (ClosedPipe, BrokenPipeError):  # the latter of a plain line on stderr
         return ClosedPipe.exit_code
     except QwqError as error:

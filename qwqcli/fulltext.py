@@ -20,6 +20,7 @@ _CJK = (
 )
 _RUN = re.compile(f"[{_CJK}]+")
 _PIECE = re.compile(f"[{_CJK}]+|[^{_CJK}]+")
+_ACCENTED = re.compile("[\u00c0-\u1fff]")  # letters that may have accents: no pictures, no CJK
 EXCERPT = 120  # characters of a text that are shown around what was found
 
 
@@ -64,9 +65,7 @@ def _find(text: str, term: str) -> int:
 
 def _bare(text: str) -> str:
     """`text` without accents, as the index has it; each character stays in its place."""
-    if text.isascii():
-        return text
-    return "".join(unicodedata.normalize("NFD", character)[0] for character in text)
+    return _ACCENTED.sub(lambda match: unicodedata.normalize("NFD", match[0])[0], text)
 
 
 def _phrase(term: str) -> str:

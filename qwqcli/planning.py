@@ -120,8 +120,8 @@ def subject(
 
 def _here(name: str, hub: Hub) -> Path | None:
     """The file called so, else the model that was pulled under this name."""
-    if os.path.isfile(typed_path(name)):
-        return typed_path(name)
+    if os.path.isfile(path := typed_path(name)):
+        return path
     with contextlib.suppress(UsageError):  # a name that no pull could have left
         model = hub.find(name)
         return model.paths[0] if model else None

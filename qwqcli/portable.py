@@ -46,7 +46,7 @@ def write_at(number: int, data: memoryview, at: int) -> int:
         return os.write(number, data)
 
 
-def typed_path(text: str) -> Path:
+def typed_path(text: str | Path) -> Path:
     """The path that a person typed; `~name` of nobody is a name like any other."""
     try:
         return Path(text).expanduser()

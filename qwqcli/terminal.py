@@ -128,7 +128,7 @@ _COMBINING = "".join(map(chr, (*range(0x300, 0x370), *range(0x1F3FB, 0x1F400))))
 
 
 @contextlib.contextmanager
-def _output_errors() -> Iterator[None]:
+def output_errors() -> Iterator[None]:
     """What the system says of a stream, as errors of ours."""
     try:
         yield
@@ -160,7 +160,7 @@ class Output:
 
         Raises ClosedPipe and LostOutput.
         """
-        with _output_errors():
+        with output_errors():
             try:
                 self._stream.write(text)
             except UnicodeEncodeError:
@@ -174,7 +174,7 @@ class Output:
 
     def flush(self) -> None:
         """Raises ClosedPipe and LostOutput."""
-        with _output_errors():
+        with output_errors():
             self._stream.flush()
 
     def isatty(self) -> bool:

@@ -375,6 +375,16 @@ def test_a_name_that_is_taken_before_the_first_turn_costs_no_turn(tmp_path: Path
         assert [found.session.name for found in store.summaries()] == ["", "beta"]
 
 
+def test_a_name_costs_no_reply_where_the_store_fails(store: Store) -> None:
+    """Whether it is taken cannot be asked; that nothing is saved is told, and the chat goes on."""
+    table = Table(*REPLIES, store=store)
+    table.type("/name beta")
+    store.close()
+    table.type("one")
+    assert table.chat.talk.turns[0].answer == "1"
+    assert "nothing more is saved" in table.text
+
+
 def test_a_branch_is_not_begun_under_a_name_that_is_taken(store: Store) -> None:
     """The error comes before anything has moved."""
     table = Table(*REPLIES, store=store)

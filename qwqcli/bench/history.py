@@ -9,7 +9,7 @@ before it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,36 +81,31 @@ def with_measured(found: Plan | Sequence[Option], data: Path) -> Plan | list[Opt
 
 
 def _plan_with(plan: Plan, reports: Sequence[Report]) -> Plan:
-    """With the newest run that fits."""
-    same = _measured(plan, reports, lambda row: _how(row) == (plan.threads, FLASH[plan.flash_attn]))
-    return same or _measured(plan, reports, lambda row: True) or plan
-
-
-def _how(row: Row) -> tuple[int, int]:
-    return row.n_threads, row.flash_attn
-
-
-def _measured(plan: Plan, reports: Sequence[Report], fits: Callable[[Row], bool]) -> Plan | None:
-    """With the newest run whose rows fit; all of them were measured with the same settings."""
+    """With the newest run that has the plan's threads and flash attention, else the newest."""
+    runs: dict[str, tuple[float | None, float]] = {}  # the newest of each kind, newest first
     for report in reversed(reports):
         rows = [
             row
             for row in report.tests
-            if (row.n_gpu_layers, row.type_k) == (plan.gpu_layers, plan.type_k) and fits(row)
+            if (row.n_gpu_layers, row.type_k) == (plan.gpu_layers, plan.type_k)
         ]
         thinking = thinking_tps(rows, min(costs.THOUGHT, plan.n_ctx) // 2)
         name = f"{report.setup.model_name} {report.setup.quantization}".strip()
         if thinking and name == plan.model:
             prompts = [row.speed.mean for row in rows if row.n_prompt and not row.n_depth]
-            how = "" if _how(rows[0]) == (plan.threads, FLASH[plan.flash_attn]) else _said(rows[0])
-            return with_measurement(plan, prompts[0] if prompts else None, thinking, how)
-    return None
+            how = _how(rows[0].n_threads, rows[0].flash_attn)  # a run has one for all its tests
+            runs.setdefault(how, (prompts[0] if prompts else None, thinking))
+    if not runs:
+        return plan
+    own = _how(plan.threads, FLASH[plan.flash_attn])
+    how = own if own in runs else next(iter(runs))
+    return with_measurement(plan, *runs[how], "" if how == own else how)
 
 
-def _said(row: Row) -> str:
-    flash = next(word for word, number in FLASH.items() if number == row.flash_attn)
-    threads = "thread" if row.n_threads == 1 else "threads"
-    return f" with {row.n_threads} {threads}, flash attention {flash}"
+def _how(n_threads: int, flash_attn: int) -> str:
+    flash = next(word for word, number in FLASH.items() if number == flash_attn)
+    threads = "thread" if n_threads == 1 else "threads"
+    return f" with {n_threads} {threads}, flash attention {flash}"
 
 
 def thinking_tps(rows: Sequence[Row], depth: int) -> float | None:

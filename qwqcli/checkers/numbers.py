@@ -304,15 +304,15 @@ class Number:
             return Verdict(False, "", "there is no number in the answer")
         value = found.value * self._factor(found.behind)
         shown = _shown(value)
-        rights = self._right()[: 1 if found.percent else 2]  # 2500% is not 25 %
-        if any(abs(value - right) <= self._allowed(right) for right in rights):
+        if any(abs(value - right) <= self._allowed(right) for right in self._right(found)):
             return Verdict(True, shown)
         return Verdict(False, shown, f"expected {self.expected}")
 
-    def _right(self) -> list[Fraction]:
+    def _right(self, found: Read) -> list[Fraction]:
         right = _single(self.expected)
         assert right is not None
-        return [right, right * 100] if "%" in clean(str(self.expected)) else [right]
+        without_sign = "%" in clean(str(self.expected)) and not found.percent
+        return [right, right * 100] if without_sign else [right]
 
     def _allowed(self, right: Fraction) -> Fraction:
         share = _single(self.tolerance)

@@ -162,9 +162,9 @@ def rm(
     hub = Hub(env.environ)
     if not model.strip():
         raise UsageError("There is no model without a name to remove.", "qwq list")
-    found, left = hub.find(model), hub.unfinished(model)
-    if any(item.label.lower() == model.lower() for item in left):
-        found = None  # that is how the list calls what a pull has left, and no model
+    left = hub.unfinished(model)
+    labelled = any(item.label.lower() == model.lower() for item in left)  # as the list calls it
+    found = None if labelled else hub.find(model)
     if found is not None:
         if found.ours and not yes:
             confirm(env, f"Remove {found.name}, {size(found.size)}?", f"qwq rm {model} -y")

@@ -193,7 +193,7 @@ class Hub:
 
         A name that is `taken` or another model's gets a number.
         """
-        return self._library.adopt(typed_path(str(path)), taken)
+        return self._library.adopt(typed_path(path), taken)
 
     def unfinished(self, text: str | None = None) -> tuple[Unfinished, ...]:
         """What interrupted pulls have left; only that which `text` means."""

@@ -154,9 +154,7 @@ def source_of(text: str, environ: Mapping[str, str]) -> Source:
     url = known.get(text.lower(), text).rstrip("/")
     url = url if "://" in url else f"https://{url}"
     # a login in it would be of no use, and stand in receipts and on the screen
-    scheme, _, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    url = f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+    url = re.sub("(?<=://)[^/]*@", "", url, count=1)
     try:
         named = host(checked_url(url))
     except NetworkError:

@@ -207,7 +207,7 @@ class FolderPlace:
     """
 
     def __init__(self, folder: Path, repo: str, *, locks: Path, notes: Path) -> None:
-        self._folder, self._repo = typed_path(str(folder)), repo
+        self._folder, self._repo = typed_path(folder), repo
         self._locks, self._notes = locks, notes
 
     def prepare(self, file: RemoteFile) -> None:

@@ -204,9 +204,8 @@ class Chat:
                 self.talk = self.talk.at(turn.parent)
                 self.draft, self.attached = turn.question, list(turn.attachments)
             raise
-        except (
-            BaseException
-        ) as error:  # an engine that is gone, SIGTERM, a bug: what was said stays
+        except BaseException as error:  # whatever it is, what was said stays
+            # an engine that is gone, or a bug; else SIGTERM
             stop: Stop = "died" if isinstance(error, Exception) else "interrupted"
             self._keep(replace(growing.turn, stop=stop))
             raise
@@ -255,8 +254,8 @@ class Chat:
 
     def save(self, *turns: Turn) -> bool:
         """Bring the session and these turns to disk; False if that failed, which was told."""
-        name, store = self.session.name, self.record.store
-        if name and not self.record.begun and store.taken(name, self.session.id):
+        if self.record.lost_name(self.session):
+            name = self.session.name
             self.session = replace(self.session, name="")  # or nothing of it could be saved
             self.complain(StoreError(f"Another session is called '{name}' by now.", "/name OTHER"))
         return self.record.save(self.session, self.talk, *turns)

@@ -6,6 +6,7 @@ a disk that has room again holds everything. The chat itself never depends on th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +31,16 @@ class Record:
         self._known: Session | None = None  # as we last wrote or read it
         self._failing = False
 
-    @property
-    def begun(self) -> bool:
-        """Whether the session is in the store."""
-        return self._known is not None
+    def lost_name(self, session: Session) -> bool:
+        """Whether another session took the name of this one before its first turn was written.
+
+        No where the store cannot be asked; to write will tell why.
+        """
+        if not session.name or self._known is not None:
+            return False
+        with contextlib.suppress(StoreError):
+            return self.store.taken(session.name, session.id)
+        return False
 
     def save(self, session: Session, talk: Conversation, *turns: Turn) -> bool:
         """Write the session and these turns. A session nobody has said anything in is not kept."""

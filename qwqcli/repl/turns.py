@@ -69,7 +69,7 @@ def branch_off(chat: Chat, argument: str) -> None:
     """Go on in a new session that begins with this conversation; the old one stays as it is."""
     _last(chat)
     old = chat.session
-    _check_name(chat, argument, "")  # the copy cannot have the name of this one either
+    _free_name(chat, argument, "")  # the copy cannot have the name of this one either
     ids = [new_turn_id() for _ in chat.talk.path()]
     talk = branch(chat.talk, ids)
     chat.begin(new_session(chat.settings.model, chat.settings.system, old.id), talk)
@@ -82,19 +82,20 @@ def branch_off(chat: Chat, argument: str) -> None:
 def name(chat: Chat, argument: str) -> None:
     """Name the session, or show its name."""
     if argument:
-        _check_name(chat, argument, chat.session.id)
         old = chat.session
-        chat.session = replace(old, name=" ".join(argument.split()))
+        chat.session = replace(old, name=_free_name(chat, argument, old.id))
         if not chat.save():
             chat.session = old
             return
     chat.say(f"This is session {chat.session.id}, {chat.session.name or 'without a name'}.")
 
 
-def _check_name(chat: Chat, argument: str, id: str) -> None:
+def _free_name(chat: Chat, argument: str, id: str) -> str:
+    """The name that was typed. Raises UsageError if a session other than `id` has it."""
     name = " ".join(argument.split())
     if name and chat.record.store.taken(name, id):
         raise UsageError(f"Another session is called '{name}'.", f"/name {name} 2")
+    return name
 
 
 def resume(chat: Chat, argument: str) -> None:
